@@ -1,0 +1,1 @@
+"""What the learner fills in: one file of stubs a paper."""

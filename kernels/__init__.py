@@ -1,0 +1,1 @@
+"""The oracle for time: Triton kernels."""

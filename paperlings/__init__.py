@@ -1,0 +1,4 @@
+"""Paperlings: machine-learning papers as test-driven exercises.
+
+Importing this package costs no torch: what is heavy loads where it is used.
+"""

@@ -1,0 +1,102 @@
+"""Which tests judge which task, found in the text of a test file, before anything runs.
+
+A test belongs to the tasks whose names it reads off `impl`, itself or through helpers of its file that take `impl`.
+What is expected is known without the candidate's help, so a test that vanishes is missed.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from dataclasses import dataclass
+
+from paperlings import layout, stubs
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@dataclass(frozen=True)
+class Expected:
+    """One test function, or a conformance test of one task: `test_views_are_accepted[dpo_loss]`.
+
+    tasks: what it judges, in the paper's order.  law: the first sentence of its docstring.
+    claim: whether it is the paper's claim, which no task waits for.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    law: str
+    claim: bool
+
+
+@functools.cache
+def of(key: str) -> dict[str, Expected]:
+    """Every expected test of the paper, in learning order, by name."""
+    path = layout.tests(key)
+    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    functions = {node.name: node for node in tree.body if isinstance(node, Function)}
+    tasks = stubs.groups(key)
+    found = {}
+    for name, function in functions.items():
+        if name.startswith("test"):
+            read = _reads(function, functions, frozenset())
+            mine = tuple(task for task in tasks if task in read)
+            found[name] = Expected(name, mine, law_of(ast.get_docstring(function)), _is_claim(function))
+    own, claims = [e for e in found.values() if not e.claim], [e for e in found.values() if e.claim]
+    for task in tasks if examples(tree) else []:
+        if task in examples(tree):
+            own += [Expected(f"{name}[{task}]", (task,), law, False) for name, law in conformance().items()]
+    return {e.name: e for e in [*own, *claims]}
+
+
+def examples(tree: ast.Module) -> list[str]:
+    """The tasks that have an entry in EXAMPLES, which is a dict literal."""
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        if isinstance(node, ast.AnnAssign):
+            targets = [node.target]
+        named = any(isinstance(t, ast.Name) and t.id == "EXAMPLES" for t in targets)
+        if named and isinstance(node.value, ast.Dict):
+            return [k.value for k in node.value.keys if isinstance(k, ast.Constant)]
+    return []
+
+
+@functools.cache
+def conformance() -> dict[str, str]:
+    """The names of the conformance tests and their laws, without importing torch."""
+    path = layout.HOME / "paperlings" / "testing" / "conformance.py"
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {
+        node.name: law_of(ast.get_docstring(node))
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test")
+    }
+
+
+def base(name: str) -> str:
+    """The expected test that a collected item's name stands for: parameters of a paper's own tests do not count."""
+    function, _, parameter = name.partition("[")
+    return name if function in conformance() else function if parameter else name
+
+
+def law_of(docstring: str | None) -> str:
+    """The first paragraph of a test's docstring, on one line."""
+    return " ".join((docstring or "").split("\n\n")[0].split())
+
+
+def _reads(function: Function, functions: dict[str, Function], seen: frozenset[str]) -> set[str]:
+    """Names read off `impl` in the function and in the helpers of its file that take `impl`."""
+    found: set[str] = set()
+    for node in ast.walk(function):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "impl":
+            found.add(node.attr)
+        elif isinstance(node, ast.Name) and node.id in functions and node.id not in seen:
+            helper = functions[node.id]
+            arguments = [a.arg for a in (*helper.args.posonlyargs, *helper.args.args, *helper.args.kwonlyargs)]
+            if "impl" in arguments:
+                found |= _reads(helper, functions, seen | {node.id})
+    return found
+
+
+def _is_claim(function: Function) -> bool:
+    return any("mark.claim" in ast.unparse(decorator) for decorator in function.decorator_list)

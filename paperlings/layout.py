@@ -1,0 +1,51 @@
+"""Where everything lies: one paper, `track/name`, has the same relative path in every root."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+HOME = Path(__file__).resolve().parents[1]
+EXERCISES = HOME / "exercises"
+SOLUTIONS = HOME / "solutions"
+REFERENCE = HOME / "reference"
+TESTS = HOME / "tests" / "papers"
+REPORTS = HOME / "reports"
+FIGURES = REPORTS / "figures"
+CATALOGUE = HOME / "papers.toml"
+
+
+def source(root: Path, key: str) -> Path:
+    """The module of the paper `key` ("track/name") under a root such as EXERCISES."""
+    return root / f"{key}.py"
+
+
+def knowledge(key: str) -> Path:
+    """What a teacher knows of the paper: hints, mistakes, equivalents."""
+    return SOLUTIONS / f"{key}.toml"
+
+
+def tests(key: str) -> Path:
+    """What judges the paper."""
+    track, name = key.split("/")
+    return TESTS / track / f"test_{name}.py"
+
+
+def tested_by(path: Path) -> str | None:
+    """The key of the paper that a test file judges; None for any other file."""
+    if path.parent.parent != TESTS or not path.name.startswith("test_"):
+        return None
+    return f"{path.parent.name}/{path.stem.removeprefix('test_')}"
+
+
+def written() -> list[str]:
+    """The keys of all papers that have a solution and tests, in alphabetical order."""
+    keys = (f"{p.parent.name}/{p.stem}" for p in SOLUTIONS.glob("*/*.py"))
+    return sorted(key for key in keys if tests(key).exists())
+
+
+def shown(path: Path) -> str:
+    """A path as a person should read it: relative to the house where it lies inside."""
+    try:
+        return path.resolve().relative_to(HOME).as_posix()
+    except ValueError:
+        return str(path)

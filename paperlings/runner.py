@@ -1,0 +1,240 @@
+"""Running a paper's tests in a process of its own, so that no candidate can spoil more than its own verdict.
+
+On Linux the parent imports torch once, computes nothing, and forks; elsewhere every paper starts cold.
+A child that crashes or hangs is replaced by another that goes on with the tests not yet begun.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+from paperlings import expected, layout, verdict
+from paperlings.verdict import FAILED, Finding
+
+GRACE = 5.0  # seconds beyond a test's own limit, after which its process is killed
+OUTPUT = 64 << 20  # bytes a child may write into any one file
+
+
+@dataclass(frozen=True)
+class Job:
+    """One paper under one root. claims: its claim is run too. enough: failed tests after which to stop (0: never)."""
+
+    key: str
+    root: Path
+    reports: Path = layout.REPORTS
+    claims: bool = True
+    enough: int = 0
+    label: str = ""
+
+
+@dataclass
+class Run:
+    """What became of a job: its findings, and the seconds it took."""
+
+    job: Job
+    findings: list[Finding] = field(default_factory=list)
+    seconds: float = 0.0
+    trouble: str = ""  # of the kit, not of the candidate: nothing was judged
+
+    def verdict(self) -> verdict.PaperVerdict:
+        return verdict.of_paper(self.job.key, self.findings)
+
+
+def warm() -> None:
+    """Import what every child needs, once, and compute nothing: a process with one thread may fork."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    if _context().get_start_method() != "fork":
+        return
+    import hypothesis.extra.numpy
+    import pytest
+    import torch
+
+    import paperlings.plugin
+    import paperlings.testing
+
+    assert all((hypothesis, pytest, torch, paperlings.plugin, paperlings.testing))
+    gc.collect()
+    gc.freeze()
+
+
+def run(jobs: Iterable[Job], done: Callable[[Run], None] = lambda run: None, workers: int = 0) -> list[Run]:
+    """Run every job, some side by side, and call `done` as each ends. The runs come back in the order of the jobs."""
+    waiting = [_Child(job) for job in jobs]
+    order = [child.run for child in waiting]
+    running: list[_Child] = []
+    workers = workers or os.cpu_count() or 1
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                running.append(waiting.pop(0))
+                running[-1].start()
+            connection.wait([child.process.sentinel for child in running], timeout=0.2)
+            for child in list(running):
+                if child.advance():
+                    running.remove(child)
+                    done(child.run)
+    finally:
+        for child in running:
+            child.kill()
+        for child in [*waiting, *running]:
+            child.clean()
+    return order
+
+
+class _Child:
+    """The processes of one job, one after another until every test has begun."""
+
+    def __init__(self, job: Job):
+        self.run = Run(job)
+        self.process: Any = None
+        self.folder = tempfile.TemporaryDirectory(prefix="paperlings-", ignore_cleanup_errors=True)
+        self.log = Path(self.folder.name) / "findings.jsonl"
+        self.output = Path(self.folder.name) / "output.txt"
+        self.begun = 0.0
+        self.heard = 0.0  # when the log last grew
+        self.size = 0
+        self.seen = 0  # events when the process was started
+
+    def start(self) -> None:
+        self.begun = self.begun or time.monotonic()
+        self.heard = time.monotonic()
+        self.seen = len(self._events())
+        self.process = _context().Process(
+            target=_judge, args=(self.run.job, str(self.log), str(self.output)), daemon=False
+        )
+        self.process.start()
+
+    def advance(self) -> bool:
+        """Look after the process; True when the job has ended."""
+        now = time.monotonic()
+        size = self.log.stat().st_size if self.log.exists() else 0
+        if size != self.size:
+            self.size, self.heard = size, now
+        events = self._events() if not self.process.is_alive() or now - self.heard > GRACE else []
+        if self.process.is_alive():
+            limit = next((e["limit"] for e in reversed(events) if "limit" in e), 60.0)
+            if events is not None and now - self.heard > limit + GRACE:
+                self.kill()
+                self._blame(f"stopped after {now - self.heard:.0f} s: it does not come to an end", True)
+                return self._go_on()
+            return False
+        self.process.join()
+        if any(event.get("finished") for event in events[self.seen :]):
+            return self._end()
+        self._blame(_how_it_ended(self.process.exitcode), False)
+        return self._go_on()
+
+    def _go_on(self) -> bool:
+        """Start another process for the tests not yet begun, if the last one began any."""
+        if len(self._events()) == self.seen:
+            self.run.trouble = self._last_words()
+            return self._end()
+        self.start()
+        return False
+
+    def _end(self) -> bool:
+        self.run.findings = [Finding(**e) for e in self._events() if "status" in e]
+        self.run.seconds = time.monotonic() - self.begun
+        self.clean()
+        return True
+
+    def _blame(self, what: str, timed_out: bool) -> None:
+        """Put down what ended the process: to the test that was running, or to all where it was the import."""
+        events = self._events()[self.seen :]
+        key = self.run.job.key
+        begun = next((e["started"] for e in reversed(events) if "started" in e), None)
+        if begun is None:
+            return
+        importing = sum("importing" in e for e in events) > sum("imported" in e for e in events)
+        path = layout.shown(layout.source(self.run.job.root, key))
+        if importing:
+            names = list(expected.of(key))
+            what = f"{path} ends the process while it is imported: {what}"
+        else:
+            judged = {e["test"] for e in events if "status" in e}
+            names = [begun] if begun not in judged else []
+        with open(self.log, "a", encoding="utf-8") as file:
+            for name in names:
+                finding = Finding(key, name, FAILED, what=what, timed_out=timed_out)
+                file.write("\n" + json.dumps({**finding.plain(), "stuck": True}) + "\n")
+
+    def _events(self) -> list[dict[str, Any]]:
+        if not self.log.exists():
+            return []
+        events = []
+        for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines():
+            # a killed child may leave half a line
+            with contextlib.suppress(json.JSONDecodeError):
+                event = json.loads(line)
+                if isinstance(event, dict):
+                    events.append(event)
+        return events
+
+    def _last_words(self) -> str:
+        text = self.output.read_text(encoding="utf-8", errors="replace") if self.output.exists() else ""
+        return "\n".join(text.strip().splitlines()[-15:]) or _how_it_ended(self.process.exitcode)
+
+    def kill(self) -> None:
+        """End the process and whatever it started."""
+        if self.process is None or self.process.pid is None:
+            return
+        with contextlib.suppress(OSError, AttributeError):
+            # the child leads a group of its own where the system has groups
+            if os.getpgid(self.process.pid) == self.process.pid:
+                os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill()
+        self.process.join()
+
+    def clean(self) -> None:
+        self.folder.cleanup()
+
+
+def _judge(job: Job, log: str, output: str) -> None:
+    """In the child: run the paper's tests, and write what they find to `log`."""
+    if hasattr(os, "setsid"):
+        os.setsid()
+    if sys.platform != "win32":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (OUTPUT, OUTPUT))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.chdir(layout.HOME)
+    import pytest
+
+    options = [
+        *("-c", str(layout.HOME / "pyproject.toml"), "--rootdir", str(layout.HOME)),
+        *("-p", "no:cacheprovider", "-p", "no:xdist", "--tb=short"),
+        *("--impl", str(job.root), "--findings", log, "--reports", str(job.reports)),
+        *([] if job.claims else ["-m", "not claim"]),
+        *([f"--maxfail={job.enough}"] if job.enough else []),
+    ]
+    code = pytest.main([str(layout.tests(job.key)), *options])
+    sys.stdout.flush()
+    os._exit(int(code))
+
+
+def _how_it_ended(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"the process was ended by {signal.Signals(-code).name}"
+    return f"the process ended by itself (exit status {code})"
+
+
+def _context() -> Any:
+    return multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")

@@ -1,0 +1,31 @@
+"""What a paper's tests are written with."""
+
+from paperlings.testing.close import Mismatch, assert_close, rejects
+from paperlings.testing.conformance import Example
+from paperlings.testing.meter import Measurement, assert_avoids, measure
+from paperlings.testing.strategies import (
+    distinct,
+    fill,
+    masks,
+    indices,
+    logits,
+    sizes,
+    tensors,
+)
+
+__all__ = [
+    "Example",
+    "Measurement",
+    "Mismatch",
+    "assert_avoids",
+    "assert_close",
+    "distinct",
+    "fill",
+    "indices",
+    "logits",
+    "masks",
+    "measure",
+    "rejects",
+    "sizes",
+    "tensors",
+]

@@ -1,0 +1,210 @@
+"""The one comparison of the kit, and the one table of tolerances.
+
+A comparison climbs a ladder, type, shape, dtype, finiteness, values, and stops at the first rung that breaks,
+with the worst index, both values there and the question that helps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+# the relative error each dtype is allowed: of the value itself, or of the largest value in its row.
+# where a check fails by a little, fix its data, not this table.
+TOLERANCE = {
+    torch.float64: 1e-9,
+    torch.float32: 2e-5,
+    torch.float16: 4e-3,
+    torch.bfloat16: 2e-2,
+}
+# rounding left where the exact answer is zero, in units of the table above and of the largest value anywhere
+CANCELLATION = 1e-3
+
+
+class Mismatch(AssertionError):
+    """An answer that is not the expected one, kept whole so that it can be compared with known mistakes."""
+
+    def __init__(self, question: str, difference: str, actual: Any = None, expected: Any = None):
+        super().__init__(f"{difference}\n{question}")
+        self.question = question
+        self.difference = difference
+        self.actual = actual
+        self.expected = expected
+
+
+def assert_close(
+    actual: Any,
+    expected: Any,
+    question: str,
+    *,
+    rtol: float | None = None,
+    scale: float = 0.0,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Check that `actual`, which the candidate made, is `expected`, which it did not.
+
+    expected: a NumPy array or scalar or a tensor (then `actual` is exactly a Tensor of that shape and dtype),
+    a Python number, bool, str or None (then `actual` is one), or a tuple, list or dict of these.
+    question: what a learner should ask when this fails.
+    rtol: replaces the table's tolerance; needs a measured reason beside it.
+    scale: the size of the terms that cancel in the answer, where that exceeds the answer itself.
+    dtype: the dtype `actual` has, where it is not that of `expected`.
+
+    Raises Mismatch.
+    """
+    difference = _difference(actual, expected, rtol, scale, dtype, "")
+    if difference:
+        raise Mismatch(question, difference, actual, expected)
+
+
+def close(actual: Any, expected: Any) -> bool:
+    """Whether two answers are the same by the rules of `assert_close`."""
+    return _difference(actual, expected, None, 0.0, None, "") == ""
+
+
+def _difference(
+    actual: Any,
+    expected: Any,
+    rtol: float | None,
+    scale: float,
+    dtype: torch.dtype | None,
+    where: str,
+) -> str:
+    """The first difference in words, or nothing."""
+    if isinstance(expected, dict):
+        if not isinstance(actual, dict):
+            return f"expected a dict{where}, got {_kind(actual)}"
+        if actual.keys() != expected.keys():
+            return f"expected the keys {sorted(map(str, expected))}{where}, got {sorted(map(str, actual))}"
+        pairs = [(actual[key], expected[key], f" in {key!r}{where}") for key in expected]
+    elif isinstance(expected, (tuple, list)):
+        if not isinstance(actual, (tuple, list)):
+            return f"expected {len(expected)} values{where}, got {_kind(actual)}"
+        if len(actual) != len(expected):
+            return f"expected {len(expected)} values{where}, got {len(actual)}"
+        pairs = [
+            (a, e, f" in item {i}{where}") for i, (a, e) in enumerate(zip(actual, expected, strict=True))
+        ]
+    elif isinstance(expected, (np.ndarray, np.generic, torch.Tensor)):
+        return _tensor_difference(actual, expected, rtol, scale, dtype, where)
+    else:
+        return _scalar_difference(actual, expected, rtol, scale, where)
+    for a, e, place in pairs:
+        if difference := _difference(a, e, rtol, scale, dtype, place):
+            return difference
+    return ""
+
+
+def _scalar_difference(
+    actual: Any, expected: Any, rtol: float | None, scale: float, where: str
+) -> str:
+    if expected is None or isinstance(expected, (str, bool, torch.dtype)):
+        same = type(actual) is type(expected) and actual == expected
+        return "" if same else f"expected {expected!r}{where}, got {_show(actual)}"
+    if isinstance(actual, bool) or not isinstance(actual, (int, float)):
+        return f"expected a Python number{where}, got {_kind(actual)}"
+    if isinstance(expected, int) and not isinstance(actual, int):
+        return f"expected the integer {expected}{where}, got {actual!r}"
+    e, a = np.float64(expected), np.float64(actual)
+    allowed = (TOLERANCE[torch.float64] if rtol is None else rtol) * max(abs(e), scale)
+    same = a == e or abs(a - e) <= allowed or (np.isnan(a) and np.isnan(e))
+    return "" if same else f"expected {float(e):.10g}{where}, got {float(a):.10g}"
+
+
+def _tensor_difference(
+    actual: Any,
+    expected: np.ndarray | np.generic | torch.Tensor,
+    rtol: float | None,
+    scale: float,
+    dtype: torch.dtype | None,
+    where: str,
+) -> str:
+    e = expected.detach() if isinstance(expected, torch.Tensor) else torch.as_tensor(np.array(expected))
+    # a subclass of Tensor could answer anything when it is compared
+    if type(actual) not in (torch.Tensor, torch.nn.Parameter):
+        return f"expected a Tensor{where}, got {_kind(actual)}"
+    a = actual.detach()
+    if a.shape != e.shape:
+        return f"expected the shape {tuple(e.shape)}{where}, got {tuple(a.shape)}"
+    wanted = dtype or e.dtype
+    if a.dtype != wanted:
+        return f"expected the dtype {_name(wanted)}{where}, got {_name(a.dtype)}"
+    if a.numel() == 0:
+        return ""
+    a, e = a.cpu(), e.cpu()
+    if not (a.dtype.is_floating_point or a.dtype.is_complex):
+        wrong = a != e
+        if not wrong.any():
+            return ""
+        return _worst(a, e, wrong, wrong.to(torch.float64), where)
+    table = TOLERANCE[a.dtype] if rtol is None else rtol
+    a, e = a.double(), e.double()
+    bad = ~torch.isfinite(a) & ~((a == e) | (torch.isnan(a) & torch.isnan(e)))
+    if bad.any():
+        return f"{_count(bad)} not finite{where}; " + _worst(a, e, bad, bad.double(), where)
+    finite = torch.where(torch.isfinite(e), e, torch.zeros_like(e)).abs()
+    row = finite.amax(-1, keepdim=True) if e.dim() else finite
+    largest = max(float(finite.max()), scale)
+    allowed = table * torch.maximum(row, torch.full_like(row, scale)) + table * CANCELLATION * largest
+    # zeros expected everywhere: only rounding of nothing is left
+    allowed = allowed.clamp_min(torch.finfo(torch.float64).tiny)
+    error = torch.where(a == e, torch.zeros_like(a), (a - e).abs())
+    error = torch.where(torch.isnan(a) & torch.isnan(e), torch.zeros_like(a), error)
+    error = torch.where(torch.isnan(error), torch.full_like(error, float("inf")), error)
+    wrong = error > allowed
+    if not wrong.any():
+        return ""
+    return _worst(a, e, wrong, torch.where(wrong, error / allowed, torch.zeros_like(error)), where)
+
+
+def _worst(
+    a: torch.Tensor, e: torch.Tensor, wrong: torch.Tensor, error: torch.Tensor, where: str
+) -> str:
+    flat = int(error.flatten().argmax())
+    index = [int(i) for i in np.unravel_index(flat, tuple(a.shape))] if a.dim() else []
+    at = f" at {index}" if index else ""
+    got, want = a.flatten()[flat].item(), e.flatten()[flat].item()
+    return f"actual {_number(got)}, expected {_number(want)}{at}{where} ({_count(wrong)} wrong)"
+
+
+def _count(flags: torch.Tensor) -> str:
+    return f"{int(flags.sum())} of {flags.numel()} values"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.10g}" if isinstance(value, float) else repr(value)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "None"
+    return f"a {type(value).__name__}"
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+@contextlib.contextmanager
+def rejects(*named: Any, question: str = "Which arguments does the docstring refuse?") -> Iterator[None]:
+    """Check that the block raises ValueError, and that its message names everything in `named`."""
+    try:
+        yield
+    except ValueError as error:
+        missing = [str(name) for name in named if str(name).lower() not in str(error).lower()]
+        if missing:
+            raise Mismatch(
+                question,
+                f"the ValueError should name {' and '.join(missing)}; it says {_show(str(error))}",
+            ) from None
+        return
+    raise Mismatch(question, "expected a ValueError, and none was raised")

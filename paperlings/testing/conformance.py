@@ -1,0 +1,308 @@
+"""What every task must do whatever its paper: driven by the EXAMPLES of a paper's tests, one test a fact and task.
+
+A test module says `EXAMPLES = {"task": Example(...)}`; the plugin collects the functions below into it.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import random
+import site
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from paperlings.testing.close import Mismatch, assert_close
+
+STEP = 1e-5  # of central differences; their error is about STEP^2 and 1e-16 / STEP
+DIFFERENCES = 1e-6  # so this is the tolerance they allow, relative to the largest gradient
+
+
+@dataclass(frozen=True)
+class Example:
+    """One ordinary call of a task, from which conformance is tested.
+
+    args, kwargs: plain data; floating tensors in float64, generators allowed (every call gets a copy).
+    call: how to call the task, `call(impl, *args, **kwargs)`; the task itself without it.
+    module: `module(impl)` builds an nn.Module (see `fill`) that is then called with args;
+        the gradients of its parameters are checked as well.
+    gradient: positions of the arguments by which the answer can be differentiated.
+    batch: positions of the arguments whose axis 0 is a batch of at least 3, as is that of every answer.
+    float32: the task also takes float32, and answers in it.
+    """
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    call: Callable[..., Any] | None = None
+    module: Callable[[Any], nn.Module] | None = None
+    gradient: tuple[int, ...] = ()
+    batch: tuple[int, ...] = ()
+    float32: bool = True
+
+    def arguments(self, dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:
+        """Fresh copies of the positional arguments, floating tensors in `dtype`."""
+        return tree_map(lambda leaf: _copy(leaf, dtype), self.args)
+
+    def run(self, impl: Any, task: str, args: tuple[Any, ...]) -> Any:
+        """Call the task once."""
+        kwargs = tree_map(lambda leaf: _copy(leaf, torch.float64), self.kwargs)
+        if self.module is not None:
+            return self.build(impl, args)(*args, **kwargs)
+        if self.call is not None:
+            return self.call(impl, *args, **kwargs)
+        return getattr(impl, task)(*args, **kwargs)
+
+    def build(self, impl: Any, args: tuple[Any, ...]) -> nn.Module:
+        """The module under test, in the dtype of the floating arguments."""
+        assert self.module is not None, "only an example with a module builds one"
+        module = self.module(impl)
+        floating = [leaf.dtype for leaf in tree_leaves(args) if _floating(leaf)]
+        return module.to(floating[0]) if floating else module
+
+
+def test_inputs_are_left_alone(impl: Any, task: str, example: Example) -> None:
+    """A function writes to none of its inputs."""
+    args, before = example.arguments(), example.arguments()
+    example.run(impl, task, args)
+    for i, (after, original) in enumerate(zip(tree_leaves(args), tree_leaves(before), strict=True)):
+        if isinstance(after, Tensor) and not torch.equal(
+            torch.nan_to_num(after), torch.nan_to_num(original)
+        ):
+            assert_close(
+                after, original, f"Does an in-place operation change input {i}? Work on a new tensor."
+            )
+
+
+def test_the_same_call_gives_the_same_answer(impl: Any, task: str, example: Example) -> None:
+    """The answer depends on the arguments alone: no state, no hidden chance."""
+    first = _answers(example.run(impl, task, example.arguments()))
+    second = _answers(example.run(impl, task, example.arguments()))
+    assert_close(second, first, "Is something kept between calls, or drawn from the global random state?")
+
+
+def test_float32_stays_float32_and_agrees(impl: Any, task: str, example: Example) -> None:
+    """float32 in gives float32 out, equal to the float64 answer up to rounding."""
+    if not example.float32:
+        return
+    double = _answers(example.run(impl, task, example.arguments()))
+    single = _answers(example.run(impl, task, example.arguments(torch.float32)))
+    wanted = [x.to(torch.float32) if _floating(x) else x for x in double]
+    assert_close(
+        single,
+        wanted,
+        "Which line makes a tensor of a fixed dtype, or rounds early?",
+        rtol=1e-4,
+        scale=_largest(wanted),
+    )
+
+
+def test_views_are_accepted(impl: Any, task: str, example: Example) -> None:
+    """A transposed or strided input gives the same answer as a contiguous one."""
+    plain = _answers(example.run(impl, task, example.arguments()))
+    views = _answers(example.run(impl, task, tree_map(_strided, example.arguments())))
+    assert_close(views, plain, "Does a line need contiguous memory, such as .view()?", scale=_largest(plain))
+
+
+def test_a_batch_equals_its_members(impl: Any, task: str, example: Example) -> None:
+    """Every member of a batch is treated as if it were alone."""
+    if not example.batch:
+        return
+    args = example.arguments()
+    whole = _answers(example.run(impl, task, args))
+    size = next(leaf.shape[0] for i in example.batch for leaf in tree_leaves(args[i]))
+    members = []
+    for b in range(size):
+        alone = list(example.arguments())
+        for i in example.batch:
+            alone[i] = tree_map(lambda leaf, b=b: leaf[b : b + 1], alone[i])
+        members.append(_answers(example.run(impl, task, tuple(alone))))
+    joined = [torch.cat(parts) for parts in zip(*members, strict=True)]
+    assert_close(whole, joined, "Does one member of the batch see another?", scale=_largest(joined))
+
+
+def test_gradients_are_finite_and_right(impl: Any, task: str, example: Example) -> None:
+    """autograd through the answer agrees with central differences, for every input and parameter."""
+    if not example.gradient and example.module is None:
+        return
+    args = example.arguments()
+    module = example.build(impl, args) if example.module else None
+
+    def value() -> Tensor:
+        out = module(*args, **example.kwargs) if module else example.run(impl, task, args)
+        return _weighted(out)
+
+    inputs = [leaf for i in example.gradient for leaf in tree_leaves(args[i]) if _floating(leaf)]
+    for x in inputs:
+        x.requires_grad_(True)
+    parameters = list(module.parameters()) if module else []
+    loss = value()
+    question = "Is a part of the answer detached, or computed outside autograd?"
+    if not loss.requires_grad:
+        raise Mismatch(question, "no gradient flows from the answer to its inputs")
+    grads = torch.autograd.grad(loss, [*inputs, *parameters], allow_unused=True)
+    got = [g if g is not None else torch.zeros_like(x) for g, x in zip(grads, [*inputs, *parameters], strict=True)]
+    wanted = [_differences(value, x) for x in inputs]
+    assert_close(got[: len(inputs)], wanted, question, rtol=DIFFERENCES, scale=_largest(wanted))
+    # a parameter has too many entries for one difference each: compare along one direction
+    slopes = [(_direction(p) * g).sum() for p, g in zip(parameters, got[len(inputs) :], strict=True)]
+    wanted = [_slope(value, p, _direction(p)) for p in parameters]
+    assert_close(slopes, wanted, question, rtol=DIFFERENCES, scale=_largest(wanted))
+
+
+def test_global_state_is_left_alone(impl: Any, task: str, example: Example) -> None:
+    """Random states, the default dtype and the gradient mode are as they were."""
+    before = _global_state()
+    example.run(impl, task, example.arguments())
+    after = _global_state()
+    changed = [name for name in before if before[name] != after[name]]
+    if changed:
+        raise Mismatch(
+            "Chance enters through an argument; is something drawn, seeded or set globally?",
+            f"the call changed {', '.join(changed)}",
+        )
+
+
+def test_nothing_is_looked_up(impl: Any, task: str, example: Example) -> None:
+    """The answer is computed: no file is opened, and neither the oracle nor the solution is imported."""
+    question = "Everything the task needs comes in through its arguments."
+    imported = _forbidden_imports(impl.__file__)
+    if imported:
+        raise Mismatch(question, f"the file imports {', '.join(imported)}")
+    with _watched() as seen:
+        example.run(impl, task, example.arguments())
+    if seen:
+        raise Mismatch(question, f"the call {seen[0]}")
+
+
+TESTS = [value for name, value in list(globals().items()) if name.startswith("test_")]
+
+
+def _copy(leaf: Any, dtype: torch.dtype) -> Any:
+    if isinstance(leaf, Tensor):
+        return leaf.detach().clone().to(dtype) if _floating(leaf) else leaf.clone()
+    if isinstance(leaf, torch.Generator):
+        return torch.Generator(leaf.device).set_state(leaf.get_state())
+    return leaf
+
+
+def _floating(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+def _strided(leaf: Any) -> Any:
+    if not isinstance(leaf, Tensor) or leaf.dim() == 0:
+        return leaf
+    return torch.stack([leaf, leaf], dim=-1)[..., 0]
+
+
+def _answers(out: Any) -> list[Any]:
+    """The leaves of an answer, detached: tensors and numbers."""
+    return [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in tree_leaves(out)]
+
+
+def _largest(values: list[Any]) -> float:
+    return max([float(v.abs().max()) for v in values if _floating(v) and v.numel()], default=0.0)
+
+
+def _direction(x: Tensor) -> Tensor:
+    """Fixed weights of magnitude about 1, all different."""
+    return torch.cos(torch.arange(1, x.numel() + 1, dtype=torch.float64)).reshape(x.shape).to(x.dtype)
+
+
+def _weighted(out: Any) -> Tensor:
+    leaves = [leaf for leaf in tree_leaves(out) if _floating(leaf)]
+    if not leaves:
+        raise Mismatch("What should the task return?", "the answer holds no floating-point tensor")
+    return sum(((_direction(leaf) * leaf).sum() for leaf in leaves), start=torch.zeros((), dtype=leaves[0].dtype))
+
+
+def _differences(value: Callable[[], Tensor], x: Tensor) -> Tensor:
+    """Central differences of `value` by every entry of x."""
+    out = torch.zeros_like(x)
+    for i in range(x.numel()):
+        unit = torch.zeros(x.numel(), dtype=x.dtype)
+        unit[i] = 1.0
+        out.view(-1)[i] = _slope(value, x, unit.reshape(x.shape))
+    return out.detach()
+
+
+def _slope(value: Callable[[], Tensor], x: Tensor, direction: Tensor) -> Tensor:
+    start = x.detach().clone()
+    sides = []
+    for sign in (1.0, -1.0):
+        with torch.no_grad():
+            x.copy_(start + sign * STEP * direction)
+        sides.append(value().detach())
+    with torch.no_grad():
+        x.copy_(start)
+    return (sides[0] - sides[1]) / (2 * STEP)
+
+
+def _global_state() -> dict[str, Any]:
+    state = np.random.get_state()
+    return {
+        "torch's random state": torch.random.get_rng_state().numpy().tobytes(),
+        "NumPy's random state": (state[1].tobytes(), state[2]),
+        "Python's random state": random.getstate(),
+        "the default dtype": torch.get_default_dtype(),
+        "the gradient mode": torch.is_grad_enabled(),
+        "deterministic mode": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+@functools.cache
+def _forbidden_imports(path: str) -> tuple[str, ...]:
+    found = []
+    for node in ast.walk(ast.parse(Path(path).read_bytes())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        found += [name for name in names if name.split(".")[0] in {"reference", "solutions"}]
+    return tuple(found)
+
+
+# an audit hook cannot be taken out again, so one is put in once and listens only while a call is watched
+_listeners: list[list[str]] = []
+
+
+@functools.cache
+def _install() -> None:
+    libraries = {str(Path(p).resolve()) for p in (sys.prefix, sys.base_prefix, *site.getsitepackages())}
+    libraries |= {str(Path(p).resolve()) for p in sysconfig.get_paths().values()}
+    innocent = (*libraries, "/dev/", "/proc/", "/sys/")
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        if not _listeners:
+            return
+        if event == "open" and isinstance(args[0], (str, bytes)):
+            path = args[0].decode(errors="replace") if isinstance(args[0], bytes) else args[0]
+            if not path.startswith(innocent) and not str(Path(path).absolute()).startswith(innocent):
+                _listeners[-1].append(f"opens {path}")
+        elif event == "import" and str(args[0]).split(".")[0] in {"reference", "solutions"}:
+            _listeners[-1].append(f"imports {args[0]}")
+
+    sys.addaudithook(hook)
+
+
+@contextmanager
+def _watched() -> Iterator[list[str]]:
+    _install()
+    seen: list[str] = []
+    _listeners.append(seen)
+    try:
+        yield seen
+    finally:
+        _listeners.pop()

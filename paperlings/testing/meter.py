@@ -1,0 +1,78 @@
+"""What a call did, measured on the CPU: the tensors it made and the operators it used.
+
+This is how an exercise whose point is structure is told from one that only gives the right values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from paperlings.testing.close import Mismatch
+
+
+@dataclass
+class Measurement:
+    """largest: elements of the largest tensor made.  made: elements of all tensors made.
+    operators: names of the functions called, as torch and as its dispatcher know them, with how often.
+    """
+
+    largest: int = 0
+    made: int = 0
+    operators: dict[str, int] = field(default_factory=dict)
+
+    def count(self, name: str) -> int:
+        """How often operators ran whose last word is `name`: count("bmm"), count("linear")."""
+        return sum(times for known, times in self.operators.items() if known.split(".")[-1] == name)
+
+
+class _Dispatched(TorchDispatchMode):
+    def __init__(self, measurement: Measurement):
+        super().__init__()
+        self.measurement = measurement
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        m = self.measurement
+        m.operators[f"aten.{func.overloadpacket.__name__}"] = (
+            m.operators.get(f"aten.{func.overloadpacket.__name__}", 0) + 1
+        )
+        given = {id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor) and id(leaf) not in given and not func.is_view:
+                m.largest = max(m.largest, leaf.numel())
+                m.made += leaf.numel()
+        return out
+
+
+class _Called(TorchFunctionMode):
+    def __init__(self, measurement: Measurement):
+        super().__init__()
+        self.measurement = measurement
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = resolve_name(func) or getattr(func, "__name__", str(func))
+        self.measurement.operators[name] = self.measurement.operators.get(name, 0) + 1
+        return func(*args, **(kwargs or {}))
+
+
+def measure(call: Callable[[], Any]) -> Measurement:
+    """Run `call` once and say what it made and used. A backward pass inside the call counts too."""
+    measurement = Measurement()
+    with _Called(measurement), _Dispatched(measurement):
+        call()
+    return measurement
+
+
+def assert_avoids(call: Callable[[], Any], *forbidden: str, question: str) -> None:
+    """Check that `call` uses no operator whose name contains one of `forbidden`."""
+    used = measure(call).operators
+    found = sorted({f for f in forbidden for name in used if f in name})
+    if found:
+        raise Mismatch(question, f"the call uses {', '.join(found)}, which is the answer itself")

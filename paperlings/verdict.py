@@ -1,0 +1,226 @@
+"""What is said about a test, a task and a paper: the four verdicts, and the one screen of text that shows them.
+
+passed, failed, todo (a stub's own NotImplementedError) and unverified (this machine cannot tell) are never blurred.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from paperlings import expected, layout, stubs
+
+PASSED, FAILED, TODO, UNVERIFIED = "passed", "failed", "todo", "unverified"
+STATUSES = (PASSED, FAILED, TODO, UNVERIFIED)
+
+WIDTH = 80
+LABEL = 14  # columns of "behaves like", and a gap
+
+
+@dataclass
+class Finding:
+    """What one test of a paper found out.
+
+    test: the expected name (see `expected`).  what: the difference or the error, in words.  question: what to ask
+    yourself.  example: the smallest counterexample, a line a value.  behaves_like: known mistakes that give the very
+    same answer.  printed: the end of what the code printed.  todo_of: the task whose stub was met.
+    """
+
+    key: str
+    test: str
+    status: str
+    seconds: float = 0.0
+    what: str = ""
+    question: str = ""
+    example: list[str] = field(default_factory=list)
+    behaves_like: list[str] = field(default_factory=list)
+    printed: str = ""
+    todo_of: str = ""
+    timed_out: bool = False
+
+    def plain(self) -> dict[str, Any]:
+        """As plain data, for a report that crosses processes or is written as JSON."""
+        return asdict(self)
+
+
+@dataclass
+class TaskVerdict:
+    """One task: its verdict, and how many of its tests passed of those expected."""
+
+    name: str
+    status: str
+    passed: int
+    expected: int
+    behaves_like: list[str] = field(default_factory=list)
+
+
+@dataclass
+class PaperVerdict:
+    """One paper: its tasks in order, the verdict of its claim ("" without one), and every finding by test."""
+
+    key: str
+    tasks: list[TaskVerdict]
+    claim: str
+    findings: dict[str, Finding]
+    partial: bool = False  # only some of its tests were asked for
+
+    def count(self, status: str) -> int:
+        return sum(task.status == status for task in self.tasks)
+
+    @property
+    def first_failure(self) -> Finding | None:
+        """The failed finding to look at first: of the first failed task, in learning order; the claim comes last."""
+        tests = expected.of(self.key)
+        names = stubs.groups(self.key)
+        failed = [f for f in self.findings.values() if f.status == FAILED]
+        known = [f for f in failed if f.test in tests]
+
+        def rank(finding: Finding) -> tuple[bool, int, int]:
+            test = tests[finding.test]
+            first = min((names.index(t) for t in test.tasks), default=0)
+            return test.claim, first, list(tests).index(finding.test)
+
+        return min(known, key=rank) if known else (failed[0] if failed else None)
+
+
+def of_paper(key: str, findings: Iterable[Finding], partial: bool = False) -> PaperVerdict:
+    """The verdict of a paper from what its tests found.
+
+    A task passes when every expected test of it ran and passed. partial: only some tests were asked for,
+    so the missing ones are passed over (a learner's `-k`), which no grade does.
+    """
+    merged = _merged(findings)
+    tests = expected.of(key)
+    tasks = []
+    for name in stubs.groups(key):
+        mine = [test for test in tests.values() if name in test.tasks and not test.claim]
+        ran = [merged[test.name] for test in mine if test.name in merged]
+        missing = 0 if partial else len(mine) - len(ran)
+        if ran or not partial:
+            tasks.append(_task(name, ran, missing, len(ran) if partial else len(mine)))
+    claims = [merged[t.name].status if t.name in merged else FAILED for t in tests.values() if t.claim]
+    if partial:
+        claims = [merged[t.name].status for t in tests.values() if t.claim and t.name in merged]
+    return PaperVerdict(key, tasks, _worst(claims) if claims else "", merged, partial)
+
+
+def _task(name: str, ran: list[Finding], missing: int, total: int) -> TaskVerdict:
+    passed = sum(f.status == PASSED for f in ran)
+    like = list(dict.fromkeys(says for f in ran for says in f.behaves_like))
+    if any(f.status == TODO and f.todo_of == name for f in ran):
+        status = TODO
+    elif any(f.status == FAILED for f in ran) or (missing and not any(f.status == TODO for f in ran)):
+        status = FAILED
+    else:
+        status = _worst([f.status for f in ran]) if ran else FAILED
+    return TaskVerdict(name, status, passed, total, like)
+
+
+def _worst(statuses: Iterable[str]) -> str:
+    order = (FAILED, TODO, UNVERIFIED, PASSED)
+    return min(statuses, key=order.index)
+
+
+def _merged(findings: Iterable[Finding]) -> dict[str, Finding]:
+    """One finding an expected test: the worst of its parametrised cases, with the time of all."""
+    merged: dict[str, Finding] = {}
+    for finding in findings:
+        other = merged.get(finding.test)
+        if other is None:
+            merged[finding.test] = finding
+            continue
+        worst = finding if _worst([finding.status, other.status]) != other.status else other
+        seconds = finding.seconds + other.seconds
+        merged[finding.test] = Finding(**{**worst.plain(), "seconds": seconds})
+    return merged
+
+
+def screen(verdict: PaperVerdict) -> list[str]:
+    """The verdict of one paper in at most 25 lines of 80 columns: what passed, and the first failure whole."""
+    lines = [headline(verdict)]
+    for status in STATUSES:
+        names = [_named(task) for task in verdict.tasks if task.status == status]
+        if names:
+            lines += _labelled(status, ", ".join(names), 4)
+    if verdict.claim:
+        claim = next((f for f in verdict.findings.values() if f.what and _is_claim(verdict.key, f)), None)
+        detail = f": {claim.what}" if claim and verdict.claim in (TODO, UNVERIFIED) else ""
+        lines += _labelled("claim", verdict.claim + detail, 2)
+    failure = verdict.first_failure
+    if failure:
+        lines += ["", *explain(failure)]
+        if not failure.behaves_like:
+            lines += _likeness(_task_of(verdict, failure))
+    # a command is for copying, so it is never wrapped
+    return [*lines, f"  {'next':<{LABEL}}{following(verdict)}"]
+
+
+def headline(verdict: PaperVerdict) -> str:
+    """How many tasks of the paper pass."""
+    selected = ", as far as the tests selected tell" if verdict.partial else ""
+    return f"{verdict.key}: {verdict.count(PASSED)} of {len(verdict.tasks)} tasks pass{selected}"
+
+
+def explain(finding: Finding) -> list[str]:
+    """One failed test: the law in words, the counterexample, the difference, the question, the likely mistake."""
+    test = expected.of(finding.key).get(finding.test)
+    judged = ", ".join(test.tasks) if test else ""
+    lines = [f"{judged}: {finding.test}" if judged and len(judged) < 40 else finding.test]
+    if test and test.law:
+        lines += _labelled("law", test.law, 3)
+    for i, line in enumerate(finding.example[:5]):
+        lines += _labelled("with" if i == 0 else "", line, 2)
+    lines += _labelled("time-out" if finding.timed_out else "found", finding.what, 4)
+    if finding.question:
+        lines += _labelled("question", finding.question, 2)
+    if finding.printed:
+        lines += _labelled("printed", finding.printed, 2)
+    for says in finding.behaves_like[:2]:
+        lines += _labelled("behaves like", says, 3)
+    return lines
+
+
+def following(verdict: PaperVerdict) -> str:
+    """The next command, or the next thing to do."""
+    test = layout.shown(layout.tests(verdict.key))
+    if failure := verdict.first_failure:
+        return f"pytest {test} -k {failure.test.partition('[')[0]}"
+    todo = [task.name for task in verdict.tasks if task.status == TODO]
+    if todo:
+        return f"write {todo[0]} in {layout.shown(layout.source(layout.EXERCISES, verdict.key))}"
+    return f"compare with {layout.shown(layout.source(layout.SOLUTIONS, verdict.key))}"
+
+
+def _likeness(task: TaskVerdict | None) -> list[str]:
+    lines = []
+    for says in task.behaves_like[:1] if task else []:
+        lines += _labelled("behaves like", f"{says} (seen in another test of {task.name if task else ''})", 3)
+    return lines
+
+
+def _task_of(verdict: PaperVerdict, finding: Finding) -> TaskVerdict | None:
+    test = expected.of(verdict.key).get(finding.test)
+    return next((t for t in verdict.tasks if test and t.name in test.tasks and t.status == FAILED), None)
+
+
+def _named(task: TaskVerdict) -> str:
+    return f"{task.name} ({task.passed} of {task.expected} tests)" if task.status == FAILED else task.name
+
+
+def _is_claim(key: str, finding: Finding) -> bool:
+    test = expected.of(key).get(finding.test)
+    return bool(test and test.claim)
+
+
+def _labelled(label: str, text: str, most: int = 2) -> list[str]:
+    """`label` in a column of its own and `text` wrapped beside it, at most so many lines."""
+    indent = " " * (LABEL + 2)
+    lines: list[str] = []
+    for part in text.splitlines() or [""]:
+        lines += textwrap.wrap(part, WIDTH - len(indent), break_on_hyphens=False) or [""]
+    if len(lines) > most:
+        lines = [*lines[: most - 1], lines[most - 1][: WIDTH - len(indent) - 4] + " ..."]
+    first = f"  {label:<{LABEL}}{lines[0]}"
+    return [first.rstrip(), *(indent + line for line in lines[1:])]
