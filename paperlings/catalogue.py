@@ -17,7 +17,9 @@ NAMES = ("lists", "needs")
 
 
 class CatalogueError(ValueError):
-    """papers.toml, or a name that should be in it, is wrong; the message says what and how to mend it."""
+    """papers.toml, or a name that should be in it, is wrong;
+    the message says what and how to mend it.
+    """
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class Catalogue(dict[str, Paper]):
         return list(dict.fromkeys(paper.track for paper in self.values()))
 
     def select(self, names: list[str]) -> list[Paper]:
-        """The papers that `names` mean, in learning order: a paper, track/paper, a track, or a paper's file.
+        """The papers that `names` mean, in learning order: a paper, track/paper, a track,
+        or a paper's file.
 
         No names mean all. Raises CatalogueError for a name that means nothing.
         """
@@ -85,7 +88,9 @@ def load(path: Path = layout.CATALOGUE) -> Catalogue:
             paper = _paper(track, name, table)
             twin = next((k for k, p in catalogue.items() if p.name == name), None)
             if twin:
-                raise CatalogueError(f"{paper.key}: the name {name!r} is taken by {twin}; names are unique")
+                raise CatalogueError(
+                    f"{paper.key}: the name {name!r} is taken by {twin}; names are unique"
+                )
             catalogue[paper.key] = paper
     # tables of one track are grouped by TOML; learning order is the order of the file's headers
     order = {key: i for i, key in enumerate(_headers(path))}
@@ -115,12 +120,20 @@ def _paper(track: str, name: str, table: Any) -> Paper:
     for field in table:
         if field not in known:
             close = difflib.get_close_matches(field, known, n=1)
-            guess = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(known))}"
+            guess = (
+                f"; did you mean {close[0]!r}?"
+                if close
+                else f"; known are {', '.join(sorted(known))}"
+            )
             raise CatalogueError(f"{key}: unknown key {field!r}{guess}")
     for field in (*TEXT, *NUMBERS, *NAMES):
         if field not in table:
             raise CatalogueError(f"{key}: the field {field!r} is missing")
-    for fields, kind, word in ((TEXT, str, "text"), (NUMBERS, int, "a whole number"), (WHERE, str, "text")):
+    for fields, kind, word in (
+        (TEXT, str, "text"),
+        (NUMBERS, int, "a whole number"),
+        (WHERE, str, "text"),
+    ):
         for field in fields:
             if field in table and (not isinstance(table[field], kind) or table[field] == ""):
                 raise CatalogueError(f"{key}: {field} is {word}, not {table[field]!r}")
@@ -129,7 +142,9 @@ def _paper(track: str, name: str, table: Any) -> Paper:
             raise CatalogueError(f"{key}: {field} is a list of names, not {table[field]!r}")
     places = [field for field in WHERE if field in table]
     if len(places) != 1:
-        raise CatalogueError(f"{key}: give exactly one of {', '.join(WHERE)}; found {places or 'none'}")
+        raise CatalogueError(
+            f"{key}: give exactly one of {', '.join(WHERE)}; found {places or 'none'}"
+        )
     prefix = {"arxiv": "arXiv:", "doi": "doi:"}.get(places[0], "")
     return Paper(
         track=track,
@@ -158,7 +173,9 @@ def _check_needs(catalogue: Catalogue) -> None:
     def visit(name: str, trail: tuple[str, ...]) -> None:
         if name in trail:
             circle = " -> ".join([*trail[trail.index(name) :], name])
-            raise CatalogueError(f"{by_name[name].key}: papers need each other in a circle: {circle}")
+            raise CatalogueError(
+                f"{by_name[name].key}: papers need each other in a circle: {circle}"
+            )
         if name not in done:
             for need in by_name[name].needs:
                 visit(need, (*trail, name))

@@ -1,4 +1,6 @@
-"""Naming the mistake: the failing example is run through every known mistake, and an equal answer is a likeness."""
+"""Naming the mistake: the failing example is run through every known mistake,
+and an equal answer is a likeness.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,13 @@ SECONDS = 2.0  # a failing test is diagnosed for no longer
 NAMED = 2  # more likenesses than this say nothing
 
 
-def behaves_like(key: str, test: Callable[..., Any], failures: list[tuple[dict[str, Any], BaseException]]) -> list[str]:
+def behaves_like(
+    key: str, test: Callable[..., Any], failures: list[tuple[dict[str, Any], BaseException]]
+) -> list[str]:
     """What the known mistakes say that answer each failing example as the candidate did.
 
-    test: the plain test function.  failures: its arguments, without `impl`, and what it raised with the candidate.
+    test: the plain test function.  failures: its arguments, without `impl`,
+    and what it raised with the candidate.
     """
     alike = []
     deadline = time.monotonic() + SECONDS
@@ -43,12 +48,16 @@ def mistakes(key: str) -> list[tuple[teacher.Edit, ModuleType]]:
         try:
             wrong = teacher.apply(text, edit, str(i))
             found.append((edit, loading.load(path, f"mistake_{i}." + key.replace("/", "."), wrong)))
-        except Exception:  # a mistake that cannot be imported is nobody's likeness; `mistakes` reports it
+        except (
+            Exception
+        ):  # a mistake that cannot be imported is nobody's likeness; `mistakes` reports it
             continue
     return found
 
 
-def _replay(test: Callable[..., Any], arguments: dict[str, Any], module: ModuleType) -> BaseException | None:
+def _replay(
+    test: Callable[..., Any], arguments: dict[str, Any], module: ModuleType
+) -> BaseException | None:
     try:
         with time_limit(SECONDS):
             test(**fresh(arguments), impl=module)
@@ -75,7 +84,9 @@ def _alike(raised: BaseException, replayed: BaseException | None) -> bool:
 
 
 def fresh(arguments: Any) -> Any:
-    """A copy of a test's arguments that nothing done to the original can reach; what is no plain data stays."""
+    """A copy of a test's arguments that nothing done to the original can reach;
+    what is no plain data stays.
+    """
     import torch
     from torch.utils._pytree import tree_map
 

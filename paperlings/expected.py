@@ -1,6 +1,7 @@
 """Which tests judge which task, found in the text of a test file, before anything runs.
 
-A test belongs to the tasks whose names it reads off `impl`, itself or through helpers of its file that take `impl`.
+A test belongs to the tasks whose names it reads off `impl`,
+itself or through helpers of its file that take `impl`.
 What is expected is known without the candidate's help, so a test that vanishes is missed.
 """
 
@@ -41,23 +42,27 @@ def of(key: str) -> dict[str, Expected]:
         if name.startswith("test"):
             read = _reads(function, functions, frozenset())
             mine = tuple(task for task in tasks if task in read)
-            found[name] = Expected(name, mine, law_of(ast.get_docstring(function)), _is_claim(function))
+            found[name] = Expected(
+                name, mine, law_of(ast.get_docstring(function)), _is_claim(function)
+            )
     own, claims = [e for e in found.values() if not e.claim], [e for e in found.values() if e.claim]
     for task in tasks if examples(tree) else []:
         if task in examples(tree):
-            own += [Expected(f"{name}[{task}]", (task,), law, False) for name, law in conformance().items()]
+            own += [
+                Expected(f"{name}[{task}]", (task,), law, False)
+                for name, law in conformance().items()
+            ]
     return {e.name: e for e in [*own, *claims]}
 
 
 def examples(tree: ast.Module) -> list[str]:
     """The tasks that have an entry in EXAMPLES, which is a dict literal."""
     for node in tree.body:
-        targets = node.targets if isinstance(node, ast.Assign) else []
-        if isinstance(node, ast.AnnAssign):
-            targets = [node.target]
-        named = any(isinstance(t, ast.Name) and t.id == "EXAMPLES" for t in targets)
-        if named and isinstance(node.value, ast.Dict):
-            return [k.value for k in node.value.keys if isinstance(k, ast.Constant)]
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Dict):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if any(isinstance(t, ast.Name) and t.id == "EXAMPLES" for t in targets):
+                keys = [k.value for k in node.value.keys if isinstance(k, ast.Constant)]
+                return [key for key in keys if isinstance(key, str)]
     return []
 
 
@@ -74,7 +79,9 @@ def conformance() -> dict[str, str]:
 
 
 def base(name: str) -> str:
-    """The expected test that a collected item's name stands for: parameters of a paper's own tests do not count."""
+    """The expected test that a collected item's name stands for:
+    parameters of a paper's own tests do not count.
+    """
     function, _, parameter = name.partition("[")
     return name if function in conformance() else function if parameter else name
 
@@ -88,11 +95,18 @@ def _reads(function: Function, functions: dict[str, Function], seen: frozenset[s
     """Names read off `impl` in the function and in the helpers of its file that take `impl`."""
     found: set[str] = set()
     for node in ast.walk(function):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "impl":
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "impl"
+        ):
             found.add(node.attr)
         elif isinstance(node, ast.Name) and node.id in functions and node.id not in seen:
             helper = functions[node.id]
-            arguments = [a.arg for a in (*helper.args.posonlyargs, *helper.args.args, *helper.args.kwonlyargs)]
+            arguments = [
+                a.arg
+                for a in (*helper.args.posonlyargs, *helper.args.args, *helper.args.kwonlyargs)
+            ]
             if "impl" in arguments:
                 found |= _reads(helper, functions, seen | {node.id})
     return found

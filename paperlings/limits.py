@@ -14,13 +14,17 @@ class TimeLimit(BaseException):
 
 
 def has_alarm() -> bool:
-    """Whether this thread can be interrupted (not on Windows, where only the grader's own limit holds)."""
+    """Whether this thread can be interrupted (not on Windows,
+    where only the grader's own limit holds).
+    """
     return hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
 
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeLimit in the block after so many seconds, and again every second, should it be swallowed."""
+    """Raise TimeLimit in the block after so many seconds, and again every second,
+    should it be swallowed.
+    """
     if not has_alarm():
         yield
         return

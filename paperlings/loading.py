@@ -20,10 +20,13 @@ class Unloadable(Exception):
 def load(path: Path, name: str, source: str | None = None) -> ModuleType:
     """Execute the file at `path`, or `source` in its place, as a new module called `name`.
 
-    Nothing is taken from or written to the bytecode cache, which cannot tell two saves within one second apart.
+    Nothing is taken from or written to the bytecode cache, which cannot tell two saves within one
+    second apart.
     Whatever the code raises passes through; see `load_candidate`.
     """
-    code = compile(path.read_bytes() if source is None else source, str(path), "exec", dont_inherit=True)
+    code = compile(
+        path.read_bytes() if source is None else source, str(path), "exec", dont_inherit=True
+    )
     module = ModuleType(name)
     module.__file__ = str(path)
     # dataclasses look their module up by name
@@ -49,7 +52,9 @@ def load_candidate(root: Path, key: str) -> ModuleType:
         code = f"\n    {error.text.strip()}" if error.text else ""
         raise Unloadable(f"{shown}, line {error.lineno}: {error.msg}{code}") from None
     except SystemExit as error:
-        raise Unloadable(f"{shown} calls sys.exit({error.code!r}) while it is imported{_place(path)}") from None
+        raise Unloadable(
+            f"{shown} calls sys.exit({error.code!r}) while it is imported{_place(path)}"
+        ) from None
     except ModuleNotFoundError as error:
         raise Unloadable(
             f"{shown} imports {error.name!r}, which is not installed{_place(path)}; every task can do without it"
@@ -62,7 +67,7 @@ def load_candidate(root: Path, key: str) -> ModuleType:
 
 
 def _place(path: Path) -> str:
-    """", line n" of the innermost frame of `path` in the exception being handled."""
+    """ ", line n" of the innermost frame of `path` in the exception being handled."""
     frames = traceback.extract_tb(sys.exc_info()[2])
     lines = [frame.lineno for frame in frames if frame.filename == str(path)]
     return f", line {lines[-1]}" if lines else ""

@@ -1,4 +1,5 @@
-"""The pytest plugin: fixtures, the four verdicts, diagnosis, and the one screen a failing paper prints.
+"""The pytest plugin: fixtures, the four verdicts, diagnosis,
+and the one screen a failing paper prints.
 
 It judges the files in tests/papers and leaves all others alone.
 """
@@ -7,9 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,8 +15,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from _pytest.outcomes import Skipped
 
-from paperlings import diagnosis, expected, layout, loading, verdict
+from paperlings import diagnosis, expected, layout, loading, stubs, verdict
 from paperlings.limits import TimeLimit, time_limit
 from paperlings.verdict import FAILED, PASSED, TODO, UNVERIFIED, Finding
 
@@ -28,11 +27,13 @@ PATIENCE = 5.0  # slow or busy machines
 DIAGNOSED = 4  # failing tests of one task that are replayed through the known mistakes
 
 PAPER = pytest.StashKey[str]()  # the key of the paper that an item judges
-FAILURES = pytest.StashKey[list[tuple[dict[str, Any], BaseException]]]()  # an item's failing examples
+FAILURES = pytest.StashKey[
+    list[tuple[dict[str, Any], BaseException]]
+]()  # an item's failing examples
 STATUS = pytest.StashKey[str]()  # of an item whose test has run
 
 
-class Unverified(pytest.skip.Exception):
+class Unverified(Skipped):
     """This machine cannot tell; the message says why."""
 
 
@@ -51,9 +52,15 @@ def unverified(reason: str) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("paperlings")
-    group.addoption("--impl", default=None, metavar="DIR", help="judge the code in DIR instead of exercises/")
-    group.addoption("--reports", default=None, metavar="DIR", help="where figures go (default: reports/)")
-    group.addoption("--findings", default=None, metavar="FILE", help="write what each test found as JSON lines")
+    group.addoption(
+        "--impl", default=None, metavar="DIR", help="judge the code in DIR instead of exercises/"
+    )
+    group.addoption(
+        "--reports", default=None, metavar="DIR", help="where figures go (default: reports/)"
+    )
+    group.addoption(
+        "--findings", default=None, metavar="FILE", help="write what each test found as JSON lines"
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -81,7 +88,9 @@ def _asked(config: pytest.Config) -> list[str]:
 
 
 def _test_of(argument: str, config: pytest.Config) -> str:
-    """exercises/alignment/dpo.py on the command line means its tests, and exercises/alignment those of the track."""
+    """exercises/alignment/dpo.py on the command line means its tests,
+    and exercises/alignment those of the track.
+    """
     path = Path(config.invocation_params.dir, argument).resolve()
     if not path.is_relative_to(layout.EXERCISES):
         return argument
@@ -119,14 +128,18 @@ class Judge:
         self.figures = Path(reports) / "figures" if reports else layout.FIGURES
         self.findings: dict[str, list[Finding]] = {}
         self.partial: set[str] = set()  # papers of which not every test was asked for
-        self.stuck: dict[tuple[str, str], str] = {}  # (paper, task) -> the test that did not come to an end
+        self.stuck: dict[
+            tuple[str, str], str
+        ] = {}  # (paper, task) -> the test that did not come to an end
         self.diagnosed: dict[tuple[str, str], int] = {}
         self.log = config.getoption("--findings")
         self.begun: set[tuple[str, str]] = set()  # tests that an earlier process began
         self._resume()
 
     def _resume(self) -> None:
-        """Where --findings names a file with findings, only the tests it does not name are still to run."""
+        """Where --findings names a file with findings, only the tests it does not name are still to
+        run.
+        """
         if self.log is None or not Path(self.log).exists():
             return
         for line in Path(self.log).read_text(encoding="utf-8").splitlines():
@@ -145,7 +158,9 @@ class Judge:
 
     # ---- collection
 
-    def pytest_pycollect_makemodule(self, module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    def pytest_pycollect_makemodule(
+        self, module_path: Path, parent: pytest.Collector
+    ) -> pytest.Module | None:
         if layout.tested_by(module_path) is None:
             return None
         module: pytest.Module = PaperModule.from_parent(parent, path=module_path)
@@ -169,10 +184,18 @@ class Judge:
             if hasattr(item.obj, "hypothesis"):
                 _record_failures(item.obj.hypothesis)
         # a claim takes seconds and waits for the rest of its paper
-        items.sort(key=lambda item: (item.stash.get(PAPER, ""), item.get_closest_marker("claim") is not None))
+        items.sort(
+            key=lambda item: (
+                item.stash.get(PAPER, ""),
+                item.get_closest_marker("claim") is not None,
+            )
+        )
 
     def _has_begun(self, item: pytest.Item) -> bool:
-        return bool(self.begun) and (layout.tested_by(item.path), expected.base(item.name)) in self.begun
+        return (
+            bool(self.begun)
+            and (layout.tested_by(item.path), expected.base(item.name)) in self.begun
+        )
 
     def pytest_deselected(self, items: list[pytest.Item]) -> None:
         self.partial |= {item.stash[PAPER] for item in items if PAPER in item.stash}
@@ -238,7 +261,9 @@ class Judge:
         return report
 
     def _finding(self, item: pytest.Function, call: pytest.CallInfo[None]) -> Finding:
-        finding = Finding(item.stash[PAPER], expected.base(item.name), PASSED, round(call.duration, 4))
+        finding = Finding(
+            item.stash[PAPER], expected.base(item.name), PASSED, round(call.duration, 4)
+        )
         if call.excinfo is None:
             return finding
         error = call.excinfo.value
@@ -269,13 +294,15 @@ class Judge:
         frames = traceback.extract_tb(error.__traceback__)
         inside = any(Path(frame.filename).is_relative_to(self.root) for frame in frames)
         name = str(error.args[0]).split(".")[0]
-        return name if inside and name in verdict.stubs.groups(key) else ""
+        return name if inside and name in stubs.groups(key) else ""
 
     def _module(self, item: pytest.Function) -> ModuleType | None:
         module = item.funcargs.get("impl") if hasattr(item, "funcargs") else None
         return module if isinstance(module, ModuleType) else None
 
-    def _diagnose(self, item: pytest.Function, finding: Finding, call: pytest.CallInfo[None]) -> None:
+    def _diagnose(
+        self, item: pytest.Function, finding: Finding, call: pytest.CallInfo[None]
+    ) -> None:
         test = expected.of(finding.key).get(finding.test)
         if test is None or test.claim or "impl" not in item.funcargs or not test.tasks:
             return
@@ -292,7 +319,10 @@ class Judge:
             failures = [({n: item.funcargs[n] for n in names if n != "impl"}, call.excinfo.value)]
         if failures:
             fixed = {n: v for n, v in item.funcargs.items() if n == "reference"}
-            known = [({**arguments, **_only(fixed, arguments, function)}, error) for arguments, error in failures]
+            known = [
+                ({**arguments, **_only(fixed, arguments, function)}, error)
+                for arguments, error in failures
+            ]
             finding.behaves_like = diagnosis.behaves_like(finding.key, function, known)
 
     # ---- reporting
@@ -361,7 +391,7 @@ class PaperModule(pytest.Module):
     """A paper's test file, to which the conformance tests of its EXAMPLES are added."""
 
     def _getobj(self) -> Any:
-        module = super()._getobj()
+        module = super()._getobj()  # type: ignore[no-untyped-call]
         if hasattr(module, "EXAMPLES"):
             from paperlings.testing import conformance
 
@@ -395,7 +425,7 @@ def impl(request: pytest.FixtureRequest) -> ModuleType:
     import torch
 
     torch.set_num_threads(1)  # tiny tensors, and the same sums on every machine
-    judge = request.config.pluginmanager.get_plugin("paperlings-judge")
+    judge = _judge(request)
     key = _key(request)
     judge.write({"importing": key})
     try:
@@ -414,8 +444,10 @@ def reference(request: pytest.FixtureRequest) -> Oracle:
 
 @pytest.fixture
 def figure(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Any]]:
-    """`figure(caption)` makes a matplotlib Figure, which is saved among the reports when the test passes."""
-    judge = request.config.pluginmanager.get_plugin("paperlings-judge")
+    """`figure(caption)` makes a matplotlib Figure, which is saved among the reports when the test
+    passes.
+    """
+    judge = _judge(request)
     path = judge.figures / f"{_key(request)}.png"
     made: list[tuple[str, Any]] = []
 
@@ -433,6 +465,12 @@ def figure(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Any]]:
         drawn.savefig(path, dpi=120, metadata={"Description": caption})
 
 
+def _judge(request: pytest.FixtureRequest) -> Judge:
+    judge = request.config.pluginmanager.get_plugin("paperlings-judge")
+    assert isinstance(judge, Judge), "the plugin registers it"
+    return judge
+
+
 def _key(request: pytest.FixtureRequest) -> str:
     key = layout.tested_by(request.path)
     if key is None:
@@ -442,7 +480,9 @@ def _key(request: pytest.FixtureRequest) -> str:
 
 def _seconds(item: pytest.Item) -> float:
     claim = item.get_closest_marker("claim")
-    return SECONDS if claim is None else PATIENCE * float(claim.kwargs.get("seconds", CLAIM_SECONDS))
+    return (
+        SECONDS if claim is None else PATIENCE * float(claim.kwargs.get("seconds", CLAIM_SECONDS))
+    )
 
 
 # the failing examples of the hypothesis test that is running; its inner function is wrapped once
@@ -450,7 +490,9 @@ _failing: list[tuple[dict[str, Any], BaseException]] = []
 
 
 def _record_failures(handle: Any) -> None:
-    """Keep the arguments with which a hypothesis test fails: the first failure, and the last and smallest."""
+    """Keep the arguments with which a hypothesis test fails: the first failure,
+    and the last and smallest.
+    """
     inner = handle.inner_test
     if hasattr(inner, "paperlings_inner"):
         return
@@ -471,7 +513,9 @@ def _record_failures(handle: Any) -> None:
     handle.inner_test = recorded
 
 
-def _only(fixtures: dict[str, Any], given: dict[str, Any], function: Callable[..., Any]) -> dict[str, Any]:
+def _only(
+    fixtures: dict[str, Any], given: dict[str, Any], function: Callable[..., Any]
+) -> dict[str, Any]:
     import inspect
 
     names = inspect.signature(inspect.unwrap(function)).parameters
@@ -540,7 +584,9 @@ def _value(label: str, value: Any) -> str:
     import torch
 
     if isinstance(value, torch.Tensor):
-        numbers = json.dumps(value.detach().tolist(), default=str).replace(".0,", ",").replace(".0]", "]")
+        numbers = (
+            json.dumps(value.detach().tolist(), default=str).replace(".0,", ",").replace(".0]", "]")
+        )
         text = f"{label} {tuple(value.shape)} = {numbers}"
     else:
         text = f"{label} = {value!r}"
@@ -553,5 +599,3 @@ def _printed(item: pytest.Item) -> str:
     text = "".join(content for when, kind, content in item._report_sections if kind == "stdout")
     lines = [line for line in text[-2000:].splitlines() if line.strip()]
     return lines[-1][:200] if lines else ""
-
-

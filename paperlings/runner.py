@@ -1,6 +1,8 @@
-"""Running a paper's tests in a process of its own, so that no candidate can spoil more than its own verdict.
+"""Running a paper's tests in a process of its own, so that no candidate can spoil more than its own
+verdict.
 
-On Linux the parent imports torch once, computes nothing, and forks; elsewhere every paper starts cold.
+On Linux the parent imports torch once, computes nothing, and forks;
+elsewhere every paper starts cold.
 A child that crashes or hangs is replaced by another that goes on with the tests not yet begun.
 """
 
@@ -22,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from paperlings import expected, layout, verdict
-from paperlings.verdict import FAILED, Finding
+from paperlings.verdict import FAILED, UNVERIFIED, Finding
 
 GRACE = 5.0  # seconds beyond a test's own limit, after which its process is killed
 OUTPUT = 64 << 20  # bytes a child may write into any one file
@@ -30,7 +32,9 @@ OUTPUT = 64 << 20  # bytes a child may write into any one file
 
 @dataclass(frozen=True)
 class Job:
-    """One paper under one root. claims: its claim is run too. enough: failed tests after which to stop (0: never)."""
+    """One paper under one root. claims: its claim is run too. enough:
+    failed tests after which to stop (0: never).
+    """
 
     key: str
     root: Path
@@ -50,7 +54,16 @@ class Run:
     trouble: str = ""  # of the kit, not of the candidate: nothing was judged
 
     def verdict(self) -> verdict.PaperVerdict:
-        return verdict.of_paper(self.job.key, self.findings)
+        """The paper's verdict; where the kit itself failed, nothing is verified,
+        and nothing is a score.
+        """
+        key, findings = self.job.key, self.findings
+        if self.trouble:
+            findings = [
+                Finding(key, name, UNVERIFIED, what="it could not be judged")
+                for name in expected.of(key)
+            ]
+        return verdict.of_paper(key, findings)
 
 
 def warm() -> None:
@@ -71,8 +84,12 @@ def warm() -> None:
     gc.freeze()
 
 
-def run(jobs: Iterable[Job], done: Callable[[Run], None] = lambda run: None, workers: int = 0) -> list[Run]:
-    """Run every job, some side by side, and call `done` as each ends. The runs come back in the order of the jobs."""
+def run(
+    jobs: Iterable[Job], done: Callable[[Run], None] = lambda run: None, workers: int = 0
+) -> list[Run]:
+    """Run every job, some side by side, and call `done` as each ends.
+    The runs come back in the order of the jobs.
+    """
     waiting = [_Child(job) for job in jobs]
     order = [child.run for child in waiting]
     running: list[_Child] = []
@@ -129,7 +146,9 @@ class _Child:
             limit = next((e["limit"] for e in reversed(events) if "limit" in e), 60.0)
             if events is not None and now - self.heard > limit + GRACE:
                 self.kill()
-                self._blame(f"stopped after {now - self.heard:.0f} s: it does not come to an end", True)
+                self._blame(
+                    f"stopped after {now - self.heard:.0f} s: it does not come to an end", True
+                )
                 return self._go_on()
             return False
         self.process.join()
@@ -153,7 +172,9 @@ class _Child:
         return True
 
     def _blame(self, what: str, timed_out: bool) -> None:
-        """Put down what ended the process: to the test that was running, or to all where it was the import."""
+        """Put down what ended the process: to the test that was running,
+        or to all where it was the import.
+        """
         events = self._events()[self.seen :]
         key = self.run.job.key
         begun = next((e["started"] for e in reversed(events) if "started" in e), None)
@@ -185,7 +206,11 @@ class _Child:
         return events
 
     def _last_words(self) -> str:
-        text = self.output.read_text(encoding="utf-8", errors="replace") if self.output.exists() else ""
+        text = (
+            self.output.read_text(encoding="utf-8", errors="replace")
+            if self.output.exists()
+            else ""
+        )
         return "\n".join(text.strip().splitlines()[-15:]) or _how_it_ended(self.process.exitcode)
 
     def kill(self) -> None:
@@ -220,6 +245,8 @@ def _judge(job: Job, log: str, output: str) -> None:
 
     options = [
         *("-c", str(layout.HOME / "pyproject.toml"), "--rootdir", str(layout.HOME)),
+        # the parent has imported what pytest would like to rewrite, to no loss
+        *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
         *("-p", "no:cacheprovider", "-p", "no:xdist", "--tb=short"),
         *("--impl", str(job.root), "--findings", log, "--reports", str(job.reports)),
         *([] if job.claims else ["-m", "not claim"]),

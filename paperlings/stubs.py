@@ -1,7 +1,9 @@
 """Exercises are generated from solutions: one source a paper.
 
-A function that is a task opens, after its docstring, with comment lines `# Task: ...`. In the exercise its signature,
-docstring and those lines stay, as `# TODO: ...`, and the rest of its body becomes `raise NotImplementedError("name")`.
+A function that is a task opens, after its docstring, with comment lines `# Task: ...`.
+In the exercise its signature,
+docstring and those lines stay, as `# TODO: ...`, and the rest of its body becomes `raise
+NotImplementedError("name")`.
 Everything else is given, and appears unchanged.
 """
 
@@ -27,7 +29,8 @@ class StubError(ValueError):
 class Task:
     """A function of a solution that the learner writes.
 
-    name: dotted, `Class.method` for a method.  opens: the line of `# Task`.  closes: the last line of those comments.
+    name: dotted, `Class.method` for a method.  opens: the line of `# Task`.  closes:
+    the last line of those comments.
     ends: the last line of the body.  indent: of the body.
     """
 
@@ -50,11 +53,18 @@ def tasks(source: str, name: str = "the solution") -> list[Task]:
     except SyntaxError as error:
         raise StubError(f"{name}:{error.lineno}: {error.msg}") from None
     comments = _own_line_comments(source)
-    marked = {line for line, (text, _) in comments.items() if text.removeprefix("#").lstrip().startswith("Task")}
-    found, used = [], set()
+    marked = {
+        line
+        for line, (text, _) in comments.items()
+        if text.removeprefix("#").lstrip().startswith("Task")
+    }
+    found: list[Task] = []
+    used: set[int] = set()
     for qualified, function in _functions(tree, ""):
         if any(task.opens <= function.lineno <= task.ends for task in found):
-            inner = [line for line in marked if function.lineno <= line <= (function.end_lineno or 0)]
+            inner = [
+                line for line in marked if function.lineno <= line <= (function.end_lineno or 0)
+            ]
             if inner:
                 raise StubError(f"{name}:{min(inner)}: a task inside the task {found[-1].name!r}")
             continue
@@ -63,7 +73,9 @@ def tasks(source: str, name: str = "the solution") -> list[Task]:
             found.append(task)
             used |= set(range(task.opens, task.closes + 1))
     for line in sorted(marked - used):
-        raise StubError(f"{name}:{line}: `# Task` opens a function's body, after its docstring; this one does not")
+        raise StubError(
+            f"{name}:{line}: `# Task` opens a function's body, after its docstring; this one does not"
+        )
     if not found:
         raise StubError(f"{name}: no function is marked `# Task`")
     return found
@@ -91,9 +103,11 @@ def groups(key: str) -> list[str]:
 
 
 def generate(check: bool = False) -> list[str]:
-    """Write every exercise, or with `check` only compare; returns what changed, or is out of date, one line each.
+    """Write every exercise, or with `check` only compare; returns what changed, or is out of date,
+    one line each.
 
-    An exercise that is not as committed, so perhaps somebody's work, is backed up before it is written over.
+    An exercise that is not as committed, so perhaps somebody's work,
+    is backed up before it is written over.
     """
     changed = []
     for key in layout.written():
@@ -116,7 +130,9 @@ def generate(check: bool = False) -> list[str]:
 
 
 def _is_committed(path: Path) -> bool:
-    """Whether git's last commit holds the file just as it is, so that nothing is lost by writing over it."""
+    """Whether git's last commit holds the file just as it is,
+    so that nothing is lost by writing over it.
+    """
     relative = layout.shown(path)
     try:
         show = subprocess.run(
@@ -146,7 +162,9 @@ def _functions(node: ast.AST, prefix: str) -> list[tuple[str, Function]]:
 
 
 def _own_line_comments(source: str) -> dict[int, tuple[str, int]]:
-    """Comments that stand alone on their line: line -> (text, column). Strings that look like one do not count."""
+    """Comments that stand alone on their line: line -> (text, column).
+    Strings that look like one do not count.
+    """
     lines = source.splitlines()
     found = {}
     for token in tokenize.generate_tokens(io.StringIO(source, newline="").readline):
@@ -175,7 +193,9 @@ def _task(
     if not opening:
         return None
     if not code:
-        raise StubError(f"{file}:{opening[0]}: the task {name!r} has no code after its `# Task` lines")
+        raise StubError(
+            f"{file}:{opening[0]}: the task {name!r} has no code after its `# Task` lines"
+        )
     closes = opening[-1]
     while closes + 1 in comments and closes + 1 < stop:
         closes += 1
@@ -186,7 +206,9 @@ def _task(
 def _end_of_comments(start: int, lines: list[str]) -> int:
     """One past the last line from `start` on that is blank or a comment."""
     line = start
-    while line <= len(lines) and (not lines[line - 1].strip() or lines[line - 1].lstrip().startswith("#")):
+    while line <= len(lines) and (
+        not lines[line - 1].strip() or lines[line - 1].lstrip().startswith("#")
+    ):
         line += 1
     return line
 
@@ -196,7 +218,9 @@ def _marks(line: str) -> bool:
 
 
 def _is_comment_of(lines: list[str], at: int, indent: str) -> bool:
-    """Whether the line, or after blank lines the next one, is a comment that still belongs to the body."""
+    """Whether the line, or after blank lines the next one, is a comment that still belongs to the
+    body.
+    """
     while at < len(lines) and not lines[at].strip():
         at += 1
     return at < len(lines) and lines[at].startswith(f"{indent}#")

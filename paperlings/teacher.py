@@ -1,4 +1,6 @@
-"""What a teacher knows of a paper, from solutions/<track>/<paper>.toml: hints, mistakes and equivalents."""
+"""What a teacher knows of a paper, from solutions/<track>/<paper>.toml: hints,
+mistakes and equivalents.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ class KnowledgeError(ValueError):
 
 @dataclass(frozen=True)
 class Edit:
-    """A change of the solution's text: a mistake, which `says` what is wrong, or an equivalent, which says nothing."""
+    """A change of the solution's text: a mistake, which `says` what is wrong, or an equivalent,
+    which says nothing.
+    """
 
     before: str
     after: str
@@ -28,7 +32,9 @@ class Edit:
 
 @dataclass(frozen=True)
 class Knowledge:
-    """hints: three a task.  mistakes: wrong solutions.  equivalents: right ones, written another way."""
+    """hints: three a task.  mistakes: wrong solutions.  equivalents: right ones,
+    written another way.
+    """
 
     hints: dict[str, list[str]]
     mistakes: list[Edit]
@@ -50,9 +56,12 @@ def load(key: str) -> Knowledge:
         raise KnowledgeError(f"{name}: unknown table {unknown[0]!r}")
     return Knowledge(
         hints=tables.get("hints", {}),
-        mistakes=[_edit(t, f"{name}: mistake {i}", says=True) for i, t in _numbered(tables, "mistakes")],
+        mistakes=[
+            _edit(t, f"{name}: mistake {i}", says=True) for i, t in _numbered(tables, "mistakes")
+        ],
         equivalents=[
-            _edit(t, f"{name}: equivalent {i}", says=False) for i, t in _numbered(tables, "equivalents")
+            _edit(t, f"{name}: equivalent {i}", says=False)
+            for i, t in _numbered(tables, "equivalents")
         ],
     )
 
@@ -63,10 +72,14 @@ def source(key: str) -> str:
 
 
 def apply(text: str, edit: Edit, name: str) -> str:
-    """The solution's text with one edit made. Raises KnowledgeError unless its place occurs exactly once."""
+    """The solution's text with one edit made. Raises KnowledgeError unless its place occurs exactly
+    once.
+    """
     times = text.count(edit.before)
     if times != 1:
-        raise KnowledgeError(f"{name}: {_first_line(edit.before)!r} occurs {times} times in the solution, not once")
+        raise KnowledgeError(
+            f"{name}: {_first_line(edit.before)!r} occurs {times} times in the solution, not once"
+        )
     if edit.before == edit.after:
         raise KnowledgeError(f"{name}: {_first_line(edit.before)!r} is changed into itself")
     return text.replace(edit.before, edit.after)
@@ -80,11 +93,15 @@ def complaints(key: str) -> list[str]:
         hints = known.hints.get(task, [])
         if len(hints) != HINTS or not all(isinstance(hint, str) and hint.strip() for hint in hints):
             found.append(f"{name}: {task} has {len(hints)} hints; a task has exactly {HINTS}")
-    found += [f"{name}: hints for {task!r}, which is no task" for task in known.hints if task not in tasks]
+    found += [
+        f"{name}: hints for {task!r}, which is no task" for task in known.hints if task not in tasks
+    ]
     if len(known.mistakes) < MISTAKES:
         found.append(f"{name}: {len(known.mistakes)} mistakes; a paper has at least {MISTAKES}")
     if len(known.equivalents) < EQUIVALENTS:
-        found.append(f"{name}: {len(known.equivalents)} equivalents; a paper has at least {EQUIVALENTS}")
+        found.append(
+            f"{name}: {len(known.equivalents)} equivalents; a paper has at least {EQUIVALENTS}"
+        )
     return found
 
 
@@ -94,8 +111,14 @@ def _numbered(tables: dict[str, Any], kind: str) -> list[tuple[int, Any]]:
 
 def _edit(table: Any, name: str, says: bool) -> Edit:
     wanted = {"in", "as", "says"} if says else {"in", "as"}
-    if not isinstance(table, dict) or set(table) != wanted or not all(isinstance(v, str) for v in table.values()):
-        raise KnowledgeError(f"{name}: give the texts {', '.join(sorted(wanted))}, and nothing else")
+    if (
+        not isinstance(table, dict)
+        or set(table) != wanted
+        or not all(isinstance(v, str) for v in table.values())
+    ):
+        raise KnowledgeError(
+            f"{name}: give the texts {', '.join(sorted(wanted))}, and nothing else"
+        )
     if not table["in"] or (says and not table["says"].strip()):
         raise KnowledgeError(f"{name}: a text is empty")
     return Edit(table["in"], table["as"], table.get("says", ""))

@@ -1,6 +1,8 @@
-"""What is said about a test, a task and a paper: the four verdicts, and the one screen of text that shows them.
+"""What is said about a test, a task and a paper: the four verdicts,
+and the one screen of text that shows them.
 
-passed, failed, todo (a stub's own NotImplementedError) and unverified (this machine cannot tell) are never blurred.
+passed, failed, todo (a stub's own NotImplementedError) and unverified (this machine cannot tell)
+are never blurred.
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ LABEL = 14  # columns of "behaves like", and a gap
 class Finding:
     """What one test of a paper found out.
 
-    test: the expected name (see `expected`).  what: the difference or the error, in words.  question: what to ask
-    yourself.  example: the smallest counterexample, a line a value.  behaves_like: known mistakes that give the very
+    test: the expected name (see `expected`).  what: the difference or the error, in words.
+    question: what to ask
+    yourself.  example: the smallest counterexample, a line a value.  behaves_like:
+    known mistakes that give the very
     same answer.  printed: the end of what the code printed.  todo_of: the task whose stub was met.
     """
 
@@ -58,7 +62,9 @@ class TaskVerdict:
 
 @dataclass
 class PaperVerdict:
-    """One paper: its tasks in order, the verdict of its claim ("" without one), and every finding by test."""
+    """One paper: its tasks in order, the verdict of its claim ("" without one),
+    and every finding by test.
+    """
 
     key: str
     tasks: list[TaskVerdict]
@@ -71,7 +77,9 @@ class PaperVerdict:
 
     @property
     def first_failure(self) -> Finding | None:
-        """The failed finding to look at first: of the first failed task, in learning order; the claim comes last."""
+        """The failed finding to look at first: of the first failed task, in learning order;
+        the claim comes last.
+        """
         tests = expected.of(self.key)
         names = stubs.groups(self.key)
         failed = [f for f in self.findings.values() if f.status == FAILED]
@@ -88,7 +96,8 @@ class PaperVerdict:
 def of_paper(key: str, findings: Iterable[Finding], partial: bool = False) -> PaperVerdict:
     """The verdict of a paper from what its tests found.
 
-    A task passes when every expected test of it ran and passed. partial: only some tests were asked for,
+    A task passes when every expected test of it ran and passed. partial:
+    only some tests were asked for,
     so the missing ones are passed over (a learner's `-k`), which no grade does.
     """
     merged = _merged(findings)
@@ -100,7 +109,9 @@ def of_paper(key: str, findings: Iterable[Finding], partial: bool = False) -> Pa
         missing = 0 if partial else len(mine) - len(ran)
         if ran or not partial:
             tasks.append(_task(name, ran, missing, len(ran) if partial else len(mine)))
-    claims = [merged[t.name].status if t.name in merged else FAILED for t in tests.values() if t.claim]
+    claims = [
+        merged[t.name].status if t.name in merged else FAILED for t in tests.values() if t.claim
+    ]
     if partial:
         claims = [merged[t.name].status for t in tests.values() if t.claim and t.name in merged]
     return PaperVerdict(key, tasks, _worst(claims) if claims else "", merged, partial)
@@ -111,7 +122,9 @@ def _task(name: str, ran: list[Finding], missing: int, total: int) -> TaskVerdic
     like = list(dict.fromkeys(says for f in ran for says in f.behaves_like))
     if any(f.status == TODO and f.todo_of == name for f in ran):
         status = TODO
-    elif any(f.status == FAILED for f in ran) or (missing and not any(f.status == TODO for f in ran)):
+    elif any(f.status == FAILED for f in ran) or (
+        missing and not any(f.status == TODO for f in ran)
+    ):
         status = FAILED
     else:
         status = _worst([f.status for f in ran]) if ran else FAILED
@@ -138,21 +151,22 @@ def _merged(findings: Iterable[Finding]) -> dict[str, Finding]:
 
 
 def screen(verdict: PaperVerdict) -> list[str]:
-    """The verdict of one paper in at most 25 lines of 80 columns: what passed, and the first failure whole."""
+    """The verdict of one paper in at most 25 lines of 80 columns: what passed,
+    and the first failure whole.
+    """
     lines = [headline(verdict)]
     for status in STATUSES:
         names = [_named(task) for task in verdict.tasks if task.status == status]
         if names:
             lines += _labelled(status, ", ".join(names), 4)
     if verdict.claim:
-        claim = next((f for f in verdict.findings.values() if f.what and _is_claim(verdict.key, f)), None)
+        claim = next(
+            (f for f in verdict.findings.values() if f.what and _is_claim(verdict.key, f)), None
+        )
         detail = f": {claim.what}" if claim and verdict.claim in (TODO, UNVERIFIED) else ""
         lines += _labelled("claim", verdict.claim + detail, 2)
-    failure = verdict.first_failure
-    if failure:
-        lines += ["", *explain(failure)]
-        if not failure.behaves_like:
-            lines += _likeness(_task_of(verdict, failure))
+    if verdict.first_failure:
+        lines += ["", *with_likeness(verdict)]
     # a command is for copying, so it is never wrapped
     return [*lines, f"  {'next':<{LABEL}}{following(verdict)}"]
 
@@ -163,8 +177,22 @@ def headline(verdict: PaperVerdict) -> str:
     return f"{verdict.key}: {verdict.count(PASSED)} of {len(verdict.tasks)} tasks pass{selected}"
 
 
+def with_likeness(verdict: PaperVerdict) -> list[str]:
+    """The first failure whole, with the likeness that another test of its task showed where it
+    shows none itself.
+    """
+    failure = verdict.first_failure
+    if failure is None:
+        return []
+    return explain(failure) + (
+        [] if failure.behaves_like else _likeness(_task_of(verdict, failure))
+    )
+
+
 def explain(finding: Finding) -> list[str]:
-    """One failed test: the law in words, the counterexample, the difference, the question, the likely mistake."""
+    """One failed test: the law in words, the counterexample, the difference, the question,
+    the likely mistake.
+    """
     test = expected.of(finding.key).get(finding.test)
     judged = ", ".join(test.tasks) if test else ""
     lines = [f"{judged}: {finding.test}" if judged and len(judged) < 40 else finding.test]
@@ -196,17 +224,25 @@ def following(verdict: PaperVerdict) -> str:
 def _likeness(task: TaskVerdict | None) -> list[str]:
     lines = []
     for says in task.behaves_like[:1] if task else []:
-        lines += _labelled("behaves like", f"{says} (seen in another test of {task.name if task else ''})", 3)
+        lines += _labelled(
+            "behaves like", f"{says} (seen in another test of {task.name if task else ''})", 3
+        )
     return lines
 
 
 def _task_of(verdict: PaperVerdict, finding: Finding) -> TaskVerdict | None:
     test = expected.of(verdict.key).get(finding.test)
-    return next((t for t in verdict.tasks if test and t.name in test.tasks and t.status == FAILED), None)
+    return next(
+        (t for t in verdict.tasks if test and t.name in test.tasks and t.status == FAILED), None
+    )
 
 
 def _named(task: TaskVerdict) -> str:
-    return f"{task.name} ({task.passed} of {task.expected} tests)" if task.status == FAILED else task.name
+    return (
+        f"{task.name} ({task.passed} of {task.expected} tests)"
+        if task.status == FAILED
+        else task.name
+    )
 
 
 def _is_claim(key: str, finding: Finding) -> bool:

@@ -6,9 +6,9 @@ from paperlings.testing.meter import Measurement, assert_avoids, measure
 from paperlings.testing.strategies import (
     distinct,
     fill,
-    masks,
     indices,
     logits,
+    masks,
     sizes,
     tensors,
 )

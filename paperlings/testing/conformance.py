@@ -1,6 +1,8 @@
-"""What every task must do whatever its paper: driven by the EXAMPLES of a paper's tests, one test a fact and task.
+"""What every task must do whatever its paper: driven by the EXAMPLES of a paper's tests,
+one test a fact and task.
 
-A test module says `EXAMPLES = {"task": Example(...)}`; the plugin collects the functions below into it.
+A test module says `EXAMPLES = {"task": Example(...)}`; the plugin collects the functions below into
+it.
 """
 
 from __future__ import annotations
@@ -15,15 +17,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_map
 
-from paperlings.testing.close import Mismatch, assert_close
+from paperlings.testing.close import Mismatch, assert_close, unchanged
 
 STEP = 1e-5  # of central differences; their error is about STEP^2 and 1e-16 / STEP
 DIFFERENCES = 1e-6  # so this is the tolerance they allow, relative to the largest gradient
@@ -33,12 +34,14 @@ DIFFERENCES = 1e-6  # so this is the tolerance they allow, relative to the large
 class Example:
     """One ordinary call of a task, from which conformance is tested.
 
-    args, kwargs: plain data; floating tensors in float64, generators allowed (every call gets a copy).
+    args, kwargs: plain data; floating tensors in float64, generators allowed (every call gets a
+    copy).
     call: how to call the task, `call(impl, *args, **kwargs)`; the task itself without it.
     module: `module(impl)` builds an nn.Module (see `fill`) that is then called with args;
         the gradients of its parameters are checked as well.
     gradient: positions of the arguments by which the answer can be differentiated.
-    batch: positions of the arguments whose axis 0 is a batch of at least 3, as is that of every answer.
+    batch: positions of the arguments whose axis 0 is a batch of at least 3,
+    as is that of every answer.
     float32: the task also takes float32, and answers in it.
     """
 
@@ -52,7 +55,8 @@ class Example:
 
     def arguments(self, dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:
         """Fresh copies of the positional arguments, floating tensors in `dtype`."""
-        return tree_map(lambda leaf: _copy(leaf, dtype), self.args)
+        copies: tuple[Any, ...] = tree_map(lambda leaf: _copy(leaf, dtype), self.args)
+        return copies
 
     def run(self, impl: Any, task: str, args: tuple[Any, ...]) -> Any:
         """Call the task once."""
@@ -76,11 +80,10 @@ def test_inputs_are_left_alone(impl: Any, task: str, example: Example) -> None:
     args, before = example.arguments(), example.arguments()
     example.run(impl, task, args)
     for i, (after, original) in enumerate(zip(tree_leaves(args), tree_leaves(before), strict=True)):
-        if isinstance(after, Tensor) and not torch.equal(
-            torch.nan_to_num(after), torch.nan_to_num(original)
-        ):
-            assert_close(
-                after, original, f"Does an in-place operation change input {i}? Work on a new tensor."
+        if isinstance(after, Tensor) and not unchanged(after, original):
+            question = f"Does an in-place operation change input {i}? Work on a new tensor."
+            raise Mismatch(
+                question, f"input {i} is not what it was before the call", after, original
             )
 
 
@@ -88,7 +91,9 @@ def test_the_same_call_gives_the_same_answer(impl: Any, task: str, example: Exam
     """The answer depends on the arguments alone: no state, no hidden chance."""
     first = _answers(example.run(impl, task, example.arguments()))
     second = _answers(example.run(impl, task, example.arguments()))
-    assert_close(second, first, "Is something kept between calls, or drawn from the global random state?")
+    assert_close(
+        second, first, "Is something kept between calls, or drawn from the global random state?"
+    )
 
 
 def test_float32_stays_float32_and_agrees(impl: Any, task: str, example: Example) -> None:
@@ -111,7 +116,9 @@ def test_views_are_accepted(impl: Any, task: str, example: Example) -> None:
     """A transposed or strided input gives the same answer as a contiguous one."""
     plain = _answers(example.run(impl, task, example.arguments()))
     views = _answers(example.run(impl, task, tree_map(_strided, example.arguments())))
-    assert_close(views, plain, "Does a line need contiguous memory, such as .view()?", scale=_largest(plain))
+    assert_close(
+        views, plain, "Does a line need contiguous memory, such as .view()?", scale=_largest(plain)
+    )
 
 
 def test_a_batch_equals_its_members(impl: Any, task: str, example: Example) -> None:
@@ -151,11 +158,16 @@ def test_gradients_are_finite_and_right(impl: Any, task: str, example: Example) 
     if not loss.requires_grad:
         raise Mismatch(question, "no gradient flows from the answer to its inputs")
     grads = torch.autograd.grad(loss, [*inputs, *parameters], allow_unused=True)
-    got = [g if g is not None else torch.zeros_like(x) for g, x in zip(grads, [*inputs, *parameters], strict=True)]
+    got = [
+        g if g is not None else torch.zeros_like(x)
+        for g, x in zip(grads, [*inputs, *parameters], strict=True)
+    ]
     wanted = [_differences(value, x) for x in inputs]
     assert_close(got[: len(inputs)], wanted, question, rtol=DIFFERENCES, scale=_largest(wanted))
     # a parameter has too many entries for one difference each: compare along one direction
-    slopes = [(_direction(p) * g).sum() for p, g in zip(parameters, got[len(inputs) :], strict=True)]
+    slopes = [
+        (_direction(p) * g).sum() for p, g in zip(parameters, got[len(inputs) :], strict=True)
+    ]
     wanted = [_slope(value, p, _direction(p)) for p in parameters]
     assert_close(slopes, wanted, question, rtol=DIFFERENCES, scale=_largest(wanted))
 
@@ -174,7 +186,9 @@ def test_global_state_is_left_alone(impl: Any, task: str, example: Example) -> N
 
 
 def test_nothing_is_looked_up(impl: Any, task: str, example: Example) -> None:
-    """The answer is computed: no file is opened, and neither the oracle nor the solution is imported."""
+    """The answer is computed: no file is opened, and neither the oracle nor the solution is
+    imported.
+    """
     question = "Everything the task needs comes in through its arguments."
     imported = _forbidden_imports(impl.__file__)
     if imported:
@@ -217,14 +231,19 @@ def _largest(values: list[Any]) -> float:
 
 def _direction(x: Tensor) -> Tensor:
     """Fixed weights of magnitude about 1, all different."""
-    return torch.cos(torch.arange(1, x.numel() + 1, dtype=torch.float64)).reshape(x.shape).to(x.dtype)
+    return (
+        torch.cos(torch.arange(1, x.numel() + 1, dtype=torch.float64)).reshape(x.shape).to(x.dtype)
+    )
 
 
 def _weighted(out: Any) -> Tensor:
     leaves = [leaf for leaf in tree_leaves(out) if _floating(leaf)]
     if not leaves:
         raise Mismatch("What should the task return?", "the answer holds no floating-point tensor")
-    return sum(((_direction(leaf) * leaf).sum() for leaf in leaves), start=torch.zeros((), dtype=leaves[0].dtype))
+    return sum(
+        ((_direction(leaf) * leaf).sum() for leaf in leaves),
+        start=torch.zeros((), dtype=leaves[0].dtype),
+    )
 
 
 def _differences(value: Callable[[], Tensor], x: Tensor) -> Tensor:
@@ -250,7 +269,7 @@ def _slope(value: Callable[[], Tensor], x: Tensor, direction: Tensor) -> Tensor:
 
 
 def _global_state() -> dict[str, Any]:
-    state = np.random.get_state()
+    state: Any = np.random.get_state()
     return {
         "torch's random state": torch.random.get_rng_state().numpy().tobytes(),
         "NumPy's random state": (state[1].tobytes(), state[2]),
@@ -274,13 +293,16 @@ def _forbidden_imports(path: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-# an audit hook cannot be taken out again, so one is put in once and listens only while a call is watched
+# an audit hook cannot be taken out again, so one is put in once and listens only while a call is
+# watched
 _listeners: list[list[str]] = []
 
 
 @functools.cache
 def _install() -> None:
-    libraries = {str(Path(p).resolve()) for p in (sys.prefix, sys.base_prefix, *site.getsitepackages())}
+    libraries = {
+        str(Path(p).resolve()) for p in (sys.prefix, sys.base_prefix, *site.getsitepackages())
+    }
     libraries |= {str(Path(p).resolve()) for p in sysconfig.get_paths().values()}
     innocent = (*libraries, "/dev/", "/proc/", "/sys/")
 
@@ -289,7 +311,9 @@ def _install() -> None:
             return
         if event == "open" and isinstance(args[0], (str, bytes)):
             path = args[0].decode(errors="replace") if isinstance(args[0], bytes) else args[0]
-            if not path.startswith(innocent) and not str(Path(path).absolute()).startswith(innocent):
+            if not path.startswith(innocent) and not str(Path(path).absolute()).startswith(
+                innocent
+            ):
                 _listeners[-1].append(f"opens {path}")
         elif event == "import" and str(args[0]).split(".")[0] in {"reference", "solutions"}:
             _listeners[-1].append(f"imports {args[0]}")

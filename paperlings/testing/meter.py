@@ -20,7 +20,8 @@ from paperlings.testing.close import Mismatch
 @dataclass
 class Measurement:
     """largest: elements of the largest tensor made.  made: elements of all tensors made.
-    operators: names of the functions called, as torch and as its dispatcher know them, with how often.
+    operators: names of the functions called, as torch and as its dispatcher know them,
+    with how often.
     """
 
     largest: int = 0
@@ -32,9 +33,9 @@ class Measurement:
         return sum(times for known, times in self.operators.items() if known.split(".")[-1] == name)
 
 
-class _Dispatched(TorchDispatchMode):
+class _Dispatched(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, measurement: Measurement):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.measurement = measurement
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

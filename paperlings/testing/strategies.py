@@ -16,7 +16,9 @@ FAMILIES = ("plain", "tiny", "large", "ties", "spike", "rows")
 
 
 def sizes(count: int, low: int = 1, high: int = 5) -> st.SearchStrategy[tuple[int, ...]]:
-    """`count` sizes in [low, high]; independent, so equal ones, all different ones and ones all occur."""
+    """`count` sizes in [low, high]; independent, so equal ones,
+    all different ones and ones all occur.
+    """
     return st.tuples(*[st.integers(low, high)] * count)
 
 
@@ -35,7 +37,8 @@ def tensors(
     """A tensor of small integers in [-4, 4], changed by one of `families` (see FAMILIES).
 
     plain: as drawn.  tiny: times 2^-20.  large: times 2^12.  ties: all values equal.
-    spike: a 50 added at the first or last index of the last axis.  rows: rows of very different size, 4^row.
+    spike: a 50 added at the first or last index of the last axis.  rows:
+    rows of very different size, 4^row.
     """
     x = _small_integers(draw, shape).to(dtype)
     family = draw(st.sampled_from(list(families)))
@@ -69,7 +72,9 @@ def indices(draw: st.DrawFn, shape: Sequence[int], below: int) -> Tensor:
 
 @st.composite
 def masks(draw: st.DrawFn, shape: Sequence[int]) -> Tensor:
-    """A boolean tensor; the first row is wholly True or wholly False now and then. Shrinks to all True."""
+    """A boolean tensor; the first row is wholly True or wholly False now and then.
+    Shrinks to all True.
+    """
     count = _numel(shape)
     data = draw(st.binary(min_size=count, max_size=count))
     mask = torch.tensor([b % 3 != 1 for b in data], dtype=torch.bool).reshape(tuple(shape))
@@ -79,10 +84,14 @@ def masks(draw: st.DrawFn, shape: Sequence[int]) -> Tensor:
     return mask
 
 
-def fill(module: nn.Module, seed: int = 0, like: Tensor | None = None, scale: float = 0.5) -> nn.Module:
-    """Give every parameter distinct random values, no weight 1, no bias 0; buffers stay. Returns the module.
+def fill(
+    module: nn.Module, seed: int = 0, like: Tensor | None = None, scale: float = 0.5
+) -> nn.Module:
+    """Give every parameter distinct random values, no weight 1, no bias 0; buffers stay.
+    Returns the module.
 
-    Values depend on the parameters' names and shapes only, so two modules with one state_dict layout come out equal.
+    Values depend on the parameters' names and shapes only, so two modules with one state_dict
+    layout come out equal.
     like: the tensor whose dtype and device the module takes; float64 without it.
     """
     module.to(torch.float64 if like is None else like.dtype)

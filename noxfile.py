@@ -1,0 +1,68 @@
+"""The commands of the kit. `nox -l` lists them; arguments go after `--`."""
+
+import sys
+from pathlib import Path
+
+import nox
+
+sys.path.insert(0, str(Path(__file__).parent))
+from paperlings import environment
+
+nox.needs_version = ">=2025.2.9"
+nox.options.sessions = ["grade"]
+nox.options.default_venv_backend = "none"
+
+
+def _run(
+    session: nox.Session, *command: str, groups: tuple[str, ...] = (), folder: str = ".venv"
+) -> None:
+    try:
+        python = environment.python(*groups, folder=folder)
+    except environment.SetupError as error:
+        session.error(str(error))
+    session.run(python, *command, external=True)
+
+
+@nox.session
+def grade(session: nox.Session) -> None:
+    """Grade your work: `nox -s grade`, or `nox -s grade -- dpo` for one paper or track."""
+    _run(session, "-m", "paperlings", "grade", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Test the kit itself, then every solution with its claim."""
+    _run(session, "-m", "pytest", "tests/kit", "-n", "2", *session.posargs, groups=("tests",))
+    _run(
+        session, "-m", "pytest", "tests/papers", "--impl", "solutions", "-n", "2", groups=("tests",)
+    )
+
+
+@nox.session
+def mistakes(session: nox.Session) -> None:
+    """Test the tests: known mistakes are caught and named, right variants accepted,
+    stubs pass nothing.
+    """
+    _run(session, "-m", "paperlings", "mistakes", *session.posargs)
+
+
+@nox.session
+def stubs(session: nox.Session) -> None:
+    """Write exercises/ from solutions/; `-- --check` only compares."""
+    _run(session, "-m", "paperlings", "stubs", *session.posargs)
+
+
+@nox.session
+def upstream(session: nox.Session) -> None:
+    """Compare the oracles with other people's libraries, in an environment of their own."""
+    command = ("-m", "pytest", "tests/upstream", *session.posargs)
+    _run(session, *command, groups=("upstream",), folder=".venv-upstream")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, types and that every stub is up to date."""
+    _run(session, "-m", "ruff", "check", groups=("lint",))
+    _run(session, "-m", "ruff", "format", "--check", groups=("lint",))
+    _run(session, "-m", "mypy", groups=("lint",))
+    _run(session, "-m", "paperlings", "stubs", "--check")

@@ -1,0 +1,123 @@
+"""The command line: `python -m paperlings <verb>`; every nox session is a thin call of one verb."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from paperlings import catalogue, layout, stubs, teacher
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one verb; returns its exit status. What is wrong with the input is said in one line,
+    with status 2.
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except (catalogue.CatalogueError, teacher.KnowledgeError, stubs.StubError, UsageError) as error:
+        print(f"paperlings {options.verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+class UsageError(ValueError):
+    """An argument is wrong; the message says what was expected."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="paperlings", description="Machine-learning papers as exercises."
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="verb")
+
+    grade = verbs.add_parser("grade", help="run the tests, print a table and what to do next")
+    grade.add_argument(
+        "names", nargs="*", metavar="paper|track", help="what to grade; everything without"
+    )
+    grade.add_argument("--impl", default="exercises", metavar="DIR", help="grade the code in DIR")
+    grade.add_argument(
+        "--fail-under", type=float, default=0.0, metavar="PERCENT", help="exit 1 below this"
+    )
+    grade.add_argument(
+        "--no-claims", action="store_true", help="leave out the claims, which take seconds"
+    )
+    grade.add_argument(
+        "--json", action="store_true", help="print reports/grade.json instead of the table"
+    )
+    grade.set_defaults(run=_grade)
+
+    mistakes = verbs.add_parser(
+        "mistakes", help="every known mistake must be caught, every equivalent accepted"
+    )
+    mistakes.add_argument("names", nargs="*", metavar="paper|track")
+    mistakes.set_defaults(run=_mistakes)
+
+    generate = verbs.add_parser("stubs", help="write exercises/ from solutions/")
+    generate.add_argument(
+        "--check", action="store_true", help="write nothing; fail where a stub is out of date"
+    )
+    generate.set_defaults(run=_stubs)
+
+    new = verbs.add_parser("new", help="make the five files of a new paper")
+    new.add_argument("key", metavar="track/paper")
+    new.set_defaults(run=_new)
+    return parser
+
+
+def _grade(options: argparse.Namespace) -> int:
+    from paperlings.grade import grade
+
+    root = _root(options.impl)
+    reports = layout.REPORTS if root == layout.EXERCISES else layout.REPORTS / root.name
+    return grade(
+        options.names,
+        root,
+        reports,
+        claims=not options.no_claims,
+        fail_under=options.fail_under,
+        as_json=options.json,
+    )
+
+
+def _mistakes(options: argparse.Namespace) -> int:
+    from paperlings.mistakes import mistakes
+
+    return mistakes(options.names)
+
+
+def _stubs(options: argparse.Namespace) -> int:
+    changed = stubs.generate(check=options.check)
+    for line in changed:
+        print(line if options.check else f"wrote {line}")
+    if options.check and changed:
+        print("run `nox -s stubs` and commit what it writes", file=sys.stderr)
+        return 1
+    print(f"{len(layout.written())} exercises are the stubs of their solutions")
+    return 0
+
+
+def _new(options: argparse.Namespace) -> int:
+    from paperlings.new import new
+
+    for path in new(options.key):
+        print(f"wrote {layout.shown(path)}")
+    print("next: CONTRIBUTING.md, from step 2")
+    return 0
+
+
+def _root(name: str) -> Path:
+    for path in (Path(name), layout.HOME / name):
+        if path.is_dir():
+            return path.resolve()
+    raise UsageError(
+        f"--impl {name}: no such folder; it should hold <track>/<paper>.py, as exercises/ does"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""Answers of the right shape that know nothing: every task returns zeros, or its first input.
+
+Only what the tests see is replaced; inside, the solution calls itself as before,
+so each task is tried alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from paperlings import layout, loading, stubs
+
+KINDS = ("zeros", "identity")
+
+
+def source(key: str, kind: str) -> str:
+    """The text of a module whose tasks are degenerate."""
+    return f"from paperlings import degenerate\n\nglobals().update(degenerate.module({key!r}, {kind!r}))\n"
+
+
+def module(key: str, kind: str) -> dict[str, Any]:
+    """The names of the solution, with every task replaced."""
+    solution = loading.load(
+        layout.source(layout.SOLUTIONS, key), f"{kind}." + key.replace("/", ".")
+    )
+    names = {name: value for name, value in vars(solution).items() if not name.startswith("__")}
+    return {**names, **{task: _replaced(names[task], kind) for task in stubs.groups(key)}}
+
+
+def _replaced(task: Any, kind: str) -> Any:
+    import torch
+
+    if isinstance(task, type) and issubclass(task, torch.nn.Module):
+
+        class Degenerate(task):  # type: ignore[misc]
+            def forward(self, *args: Any, **kwargs: Any) -> Any:
+                return _answer(super().forward(*args, **kwargs), (args, kwargs), kind)
+
+        return Degenerate
+    if isinstance(task, type):
+        return task
+
+    @functools.wraps(task)
+    def degenerate(*args: Any, **kwargs: Any) -> Any:
+        return _answer(task(*args, **kwargs), (args, kwargs), kind)
+
+    return degenerate
+
+
+def _answer(out: Any, inputs: Any, kind: str) -> Any:
+    import torch
+    from torch.utils._pytree import tree_leaves, tree_map
+
+    def nothing(leaf: Any) -> Any:
+        if isinstance(leaf, torch.Tensor):
+            return torch.zeros_like(leaf)
+        return type(leaf)(0) if isinstance(leaf, bool | int | float) else leaf
+
+    if kind == "identity":
+        given = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
+        return given[0].clone() if given else next(iter(tree_leaves(inputs)), None)
+    return tree_map(nothing, out)

@@ -1,0 +1,292 @@
+"""Grading: every selected paper in a process of its own, then one table, one JSON,
+one page and one JUnit file.
+
+Exit status: 0 graded, whatever the verdicts; 1 fewer tasks pass than --fail-under asks;
+2 a wrong argument;
+3 something of the kit itself is broken, so that a paper could not be judged.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import platform
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from paperlings import catalogue, expected, files, layout, runner, verdict
+from paperlings.verdict import FAILED, PASSED, STATUSES, TODO, UNVERIFIED
+
+GRADED, BELOW, USAGE, BROKEN = 0, 1, 2, 3
+ROWS = 24  # more papers than this are shown a line a track, where nothing in the track was begun
+COLOUR = {PASSED: "green", FAILED: "red", TODO: "yellow", UNVERIFIED: "cyan"}
+
+
+def grade(
+    names: list[str],
+    root: Path,
+    reports: Path,
+    *,
+    claims: bool = True,
+    fail_under: float = 0.0,
+    as_json: bool = False,
+) -> int:
+    """Grade the papers that `names` mean (all without) under `root`; returns the exit status.
+
+    Raises CatalogueError for a name that means nothing.
+    """
+    papers = catalogue.load()
+    chosen = papers.select(names)
+    written = set(layout.written())
+    todo = [paper for paper in chosen if paper.key in written]
+    if not todo:
+        kind = f"{chosen[0].key} is" if len(chosen) == 1 else f"these {len(chosen)} papers are"
+        raise catalogue.CatalogueError(f"{kind} in the catalogue, but not written yet")
+    begun = time.monotonic()
+    runner.warm()
+    jobs = [runner.Job(paper.key, root, reports, claims) for paper in todo]
+    runs = _run(jobs, quiet=as_json)
+    result = summary(runs, papers, root, reports, time.monotonic() - begun)
+    save(result, reports)
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        show(result, runs, len(chosen) - len(todo), reports)
+    if any(run.trouble for run in runs):
+        return BROKEN
+    return BELOW if result["totals"]["percent"] < fail_under else GRADED
+
+
+def _run(jobs: list[runner.Job], quiet: bool) -> list[runner.Run]:
+    if quiet or not sys.stderr.isatty():
+        return runner.run(jobs)
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("grading"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("", total=len(jobs))
+        return runner.run(
+            jobs, lambda run: progress.update(bar, advance=1, description=run.job.key)
+        )
+
+
+def summary(
+    runs: list[runner.Run], papers: catalogue.Catalogue, root: Path, reports: Path, seconds: float
+) -> dict[str, Any]:
+    """Everything that was found out, as plain data; grade.schema.json describes it."""
+    rows = [_row(run, papers[run.job.key], reports) for run in runs]
+    tasks = [task["status"] for row in rows for task in row["tasks"]]
+    claims = [row["claim"] for row in rows if row["claim"]]
+    count = {status: tasks.count(status) for status in STATUSES}
+    return {
+        "schema": 1,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "impl": layout.shown(root),
+        "machine": _machine(),
+        "seconds": round(seconds, 2),
+        "totals": {
+            "papers": len(rows),
+            "tasks": {**count, "all": len(tasks)},
+            "claims": {**{status: claims.count(status) for status in STATUSES}, "all": len(claims)},
+            "percent": round(100 * count[PASSED] / len(tasks), 2) if tasks else 0.0,
+        },
+        "papers": rows,
+    }
+
+
+def _row(run: runner.Run, paper: catalogue.Paper, reports: Path) -> dict[str, Any]:
+    found = run.verdict()
+    figure = reports / "figures" / f"{paper.key}.png"
+    tests = expected.of(paper.key)
+    return {
+        "track": paper.track,
+        "name": paper.name,
+        "title": paper.title,
+        "identifier": paper.identifier,
+        "trouble": run.trouble,
+        "tasks": [vars(task) for task in found.tasks],
+        "claim": found.claim,
+        "claim_law": next((test.law for test in tests.values() if test.claim), ""),
+        "figure": f"figures/{paper.key}.png" if found.claim == PASSED and figure.exists() else None,
+        "seconds": round(run.seconds, 2),
+        "next": verdict.following(found),
+        "tests": [finding.plain() for finding in found.findings.values()],
+    }
+
+
+def _machine() -> dict[str, Any]:
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "gpu": gpu,
+    }
+
+
+def save(result: dict[str, Any], reports: Path) -> None:
+    """Write grade.json, grade.html and grade.xml (JUnit) into the folder `reports`."""
+    files.write(reports / "grade.json", json.dumps(result, indent=2) + "\n")
+    files.write(reports / "grade.html", page(result, reports))
+    files.write(reports / "grade.xml", junit(result))
+
+
+def page(result: dict[str, Any], reports: Path) -> str:
+    """The grade as one self-contained HTML page, figures of passed claims inside."""
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    environment = jinja2.Environment(
+        loader=loader,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    images = {
+        row["figure"]: base64.b64encode((reports / row["figure"]).read_bytes()).decode()
+        for row in result["papers"]
+        if row["figure"]
+    }
+    failures = {}
+    for row in result["papers"]:
+        found = verdict.of_paper(_key(row), [verdict.Finding(**test) for test in row["tests"]])
+        failures[_key(row)] = found.first_failure
+    return environment.get_template("grade.html.j2").render(
+        result=result, images=images, failures=failures, statuses=STATUSES, laws=_laws(result)
+    )
+
+
+def _laws(result: dict[str, Any]) -> dict[str, str]:
+    return {
+        f"{_key(row)}:{name}": test.law
+        for row in result["papers"]
+        for name, test in expected.of(_key(row)).items()
+    }
+
+
+def junit(result: dict[str, Any]) -> bytes:
+    """The grade in the format that build servers read: a suite a paper,
+    todo and unverified as skipped.
+    """
+    suites = ElementTree.Element("testsuites", name="paperlings", time=str(result["seconds"]))
+    for row in result["papers"]:
+        statuses = [test["status"] for test in row["tests"]]
+        suite = ElementTree.SubElement(
+            suites,
+            "testsuite",
+            name=_key(row),
+            tests=str(len(statuses)),
+            failures=str(statuses.count(FAILED)),
+            errors="1" if row["trouble"] else "0",
+            skipped=str(statuses.count(TODO) + statuses.count(UNVERIFIED)),
+            time=str(row["seconds"]),
+        )
+        for test in row["tests"]:
+            case = ElementTree.SubElement(
+                suite, "testcase", classname=_key(row), name=test["test"], time=str(test["seconds"])
+            )
+            if test["status"] == FAILED:
+                what = _printable(" ".join([test["what"], test["question"], *test["behaves_like"]]))
+                ElementTree.SubElement(case, "failure", message=what)
+            elif test["status"] in (TODO, UNVERIFIED):
+                message = f"{test['status']}: {test['todo_of'] or test['what']}"
+                ElementTree.SubElement(case, "skipped", message=_printable(message))
+    ElementTree.indent(suites)
+    text: bytes = ElementTree.tostring(suites, encoding="utf-8", xml_declaration=True)
+    return text
+
+
+def _printable(text: str) -> str:
+    """XML has no place for control characters, which a candidate may print."""
+    return "".join(c if c in "\t\n" or c.isprintable() else "?" for c in text)
+
+
+def show(result: dict[str, Any], runs: list[runner.Run], unwritten: int, reports: Path) -> None:
+    """Print the table, the totals, the first failure and what to do next: one screen."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 80, highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for heading, kind in (
+        ("track", "left"),
+        ("paper", "left"),
+        *((s, "right") for s in STATUSES),
+        ("claim", "left"),
+    ):
+        table.add_column(heading, justify=kind, no_wrap=heading != "paper")  # type: ignore[arg-type]
+    for cells in _lines(result["papers"]):
+        table.add_row(*cells)
+    console.print(table)
+    totals, claims = result["totals"]["tasks"], result["totals"]["claims"]
+    words = ", ".join(f"{totals[status]} {status}" for status in STATUSES)
+    console.print(
+        f"{totals['all']} tasks: {words}. {claims[PASSED]} of {claims['all']} claims pass.",
+        style="bold",
+    )
+    for run in runs:
+        if run.trouble:
+            console.print(
+                f"\n{run.job.key} could not be judged; this is the kit's fault:", style="red"
+            )
+            console.print(run.trouble, markup=False)
+    verdicts = [run.verdict() for run in runs if not run.trouble]
+    failing = next((v for v in verdicts if v.first_failure), None)
+    if failing and failing.first_failure:
+        console.print()
+        heading = f"{failing.key}, " if len(verdicts) > 1 else ""
+        for line in verdict.with_likeness(failing):
+            console.print(heading + line, markup=False, soft_wrap=True)
+            heading = ""
+    current = failing or next(
+        (v for v in verdicts if v.count(TODO)), verdicts[0] if verdicts else None
+    )
+    if current:
+        console.print(f"\nnext:   {verdict.following(current)}", markup=False, soft_wrap=True)
+    console.print(f"report: {layout.shown(reports / 'grade.html')}", markup=False)
+    if unwritten:
+        console.print(f"{unwritten} more papers of the catalogue are not written yet.")
+
+
+def _lines(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """The cells of the table, a line a paper; a track in which nothing was begun is one line where
+    space is short.
+    """
+    lines = []
+    for track in dict.fromkeys(row["track"] for row in rows):
+        mine = [row for row in rows if row["track"] == track]
+        untouched = all(task["status"] == TODO for row in mine for task in row["tasks"])
+        if len(rows) > ROWS and untouched and len(mine) > 1:
+            count = sum(len(row["tasks"]) for row in mine)
+            lines.append(
+                [track, f"{len(mine)} papers, none begun", "", "", _number(count, TODO), "", "-"]
+            )
+            continue
+        for row in mine:
+            statuses = [task["status"] for task in row["tasks"]]
+            cells = [_number(statuses.count(status), status) for status in STATUSES]
+            claim = f"[{COLOUR[row['claim']]}]{row['claim']}[/]" if row["claim"] else "-"
+            lines.append([track, row["name"], *cells, claim])
+    return lines
+
+
+def _number(count: int, status: str) -> str:
+    return f"[{COLOUR[status]}]{count}[/]" if count else "[dim]-[/]"
+
+
+def _key(row: dict[str, Any]) -> str:
+    return f"{row['track']}/{row['name']}"
