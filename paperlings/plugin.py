@@ -37,6 +37,10 @@ class Unverified(Skipped):
     """This machine cannot tell; the message says why."""
 
 
+class KitFault(Exception):
+    """Something of the kit itself is broken, so nothing is said about the candidate."""
+
+
 class Waiting(Exception):
     """A claim is not run while a task it needs does not pass."""
 
@@ -128,12 +132,11 @@ class Judge:
         self.figures = Path(reports) / "figures" if reports else layout.FIGURES
         self.findings: dict[str, list[Finding]] = {}
         self.partial: set[str] = set()  # papers of which not every test was asked for
-        self.stuck: dict[
-            tuple[str, str], str
-        ] = {}  # (paper, task) -> the test that did not come to an end
+        self.stuck: dict[tuple[str, str], str] = {}  # (paper, task) -> what stopped it
         self.diagnosed: dict[tuple[str, str], int] = {}
         self.log = config.getoption("--findings")
         self.begun: set[tuple[str, str]] = set()  # tests that an earlier process began
+        self.left = 0  # tests still to run
         self._resume()
 
     def _resume(self) -> None:
@@ -152,9 +155,9 @@ class Judge:
             if "status" in event:
                 self.begun.add((event["key"], event["test"]))
             if event.get("stuck"):
-                test = expected.of(event["key"]).get(event["test"])
+                test = expected.of(event["key"]).get(event["stuck"])
                 for task in test.tasks if test else ():
-                    self.stuck.setdefault((event["key"], task), event["test"])
+                    self.stuck.setdefault((event["key"], task), f"{event['stuck']} {event['how']}")
 
     # ---- collection
 
@@ -230,7 +233,7 @@ class Judge:
         test = expected.of(key).get(expected.base(item.name))
         for task in test.tasks if test else ():
             if (key, task) in self.stuck:
-                raise Stuck(f"not run: {self.stuck[key, task]} did not come to an end")
+                raise Stuck(f"not run: {self.stuck[key, task]}")
         if test and test.claim:
             others = [f for f in self.findings.get(key, []) if f.status in (FAILED, TODO)]
             if others:
@@ -275,16 +278,27 @@ class Judge:
             finding.status, finding.what = TODO, str(error)
         elif isinstance(error, Unverified):
             finding.status, finding.what = UNVERIFIED, str(error.msg)
+        elif isinstance(error, KitFault):
+            finding.status, finding.what = UNVERIFIED, str(error)
         elif isinstance(error, TimeLimit) or getattr(error, "timed_out", False):
             finding.timed_out = True
             for task in test.tasks if test else ():
-                self.stuck.setdefault((finding.key, task), finding.test)
+                self.stuck.setdefault((finding.key, task), f"{finding.test} did not come to an end")
         if finding.status == FAILED:
             finding.question = getattr(error, "question", "")
             failures = item.stash.get(FAILURES, [])
             drawn = failures[-1][0] if failures else item.funcargs if call.when == "call" else {}
             finding.example = _described(drawn)
             finding.printed = _printed(item)
+        return self._cleaned(finding)
+
+    @staticmethod
+    def _cleaned(finding: Finding) -> Finding:
+        finding.what, finding.printed = (
+            verdict.printable(finding.what),
+            verdict.printable(finding.printed),
+        )
+        finding.example = [verdict.printable(line) for line in finding.example]
         return finding
 
     def _stub_of(self, error: BaseException, key: str) -> str:
@@ -378,8 +392,16 @@ class Judge:
         failing = next((v for v in verdicts if v.first_failure), None)
         return [*lines, "", *verdict.screen(failing)] if failing else lines
 
-    def pytest_sessionfinish(self) -> None:
-        self.write({"finished": True})
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self.left = len(session.items)
+
+    def pytest_runtest_logfinish(self) -> None:
+        self.left -= 1
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        # the code under test can end the session too, and then tests are left
+        if self.left == 0 or session.shouldfail:
+            self.write({"finished": True})
 
     def write(self, event: dict[str, Any]) -> None:
         if self.log is not None:
@@ -439,7 +461,12 @@ def reference(request: pytest.FixtureRequest) -> Oracle:
     """The oracle of the paper; tensors passed to it become NumPy arrays."""
     key = _key(request)
     path = layout.source(layout.REFERENCE, key)
-    return Oracle(loading.load(path, "reference." + key.replace("/", ".")))
+    try:
+        return Oracle(loading.load(path, "reference." + key.replace("/", ".")))
+    except Exception as error:
+        trouble = f"{layout.shown(path)} cannot be loaded: {type(error).__name__}: {error}"
+        _judge(request).write({"trouble": trouble})
+        raise KitFault(trouble) from error
 
 
 @pytest.fixture

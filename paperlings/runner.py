@@ -23,7 +23,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from paperlings import expected, layout, verdict
+from paperlings import expected, layout, stubs, verdict
 from paperlings.verdict import FAILED, UNVERIFIED, Finding
 
 GRACE = 5.0  # seconds beyond a test's own limit, after which its process is killed
@@ -57,13 +57,13 @@ class Run:
         """The paper's verdict; where the kit itself failed, nothing is verified,
         and nothing is a score.
         """
-        key, findings = self.job.key, self.findings
-        if self.trouble:
-            findings = [
-                Finding(key, name, UNVERIFIED, what="it could not be judged")
-                for name in expected.of(key)
-            ]
-        return verdict.of_paper(key, findings)
+        key = self.job.key
+        if not self.trouble:
+            return verdict.of_paper(key, self.findings)
+        with contextlib.suppress(stubs.StubError, OSError):
+            tasks = [verdict.TaskVerdict(name, UNVERIFIED, 0, 0) for name in stubs.groups(key)]
+            return verdict.PaperVerdict(key, tasks, UNVERIFIED, {})
+        return verdict.PaperVerdict(key, [], UNVERIFIED, {})
 
 
 def warm() -> None:
@@ -90,8 +90,9 @@ def run(
     """Run every job, some side by side, and call `done` as each ends.
     The runs come back in the order of the jobs.
     """
-    waiting = [_Child(job) for job in jobs]
-    order = [child.run for child in waiting]
+    children = [_Child(job) for job in jobs]
+    order = [child.run for child in children]
+    waiting = [child for child in children if child.can_start()]
     running: list[_Child] = []
     workers = workers or os.cpu_count() or 1
     try:
@@ -125,6 +126,15 @@ class _Child:
         self.heard = 0.0  # when the log last grew
         self.size = 0
         self.seen = 0  # events when the process was started
+
+    def can_start(self) -> bool:
+        """Whether the kit's own files of the paper can be read; otherwise that is the job's trouble."""
+        try:
+            expected.of(self.run.job.key)
+        except (SyntaxError, ValueError, OSError) as error:
+            self.run.trouble = f"{type(error).__name__}: {error}"
+            self.clean()
+        return not self.run.trouble
 
     def start(self) -> None:
         self.begun = self.begun or time.monotonic()
@@ -166,7 +176,11 @@ class _Child:
         return False
 
     def _end(self) -> bool:
-        self.run.findings = [Finding(**e) for e in self._events() if "status" in e]
+        events = self._events()
+        self.run.trouble = self.run.trouble or next(
+            (e["trouble"] for e in events if "trouble" in e), ""
+        )
+        self.run.findings = [Finding(**e) for e in events if "status" in e]
         self.run.seconds = time.monotonic() - self.begun
         self.clean()
         return True
@@ -191,7 +205,9 @@ class _Child:
         with open(self.log, "a", encoding="utf-8") as file:
             for name in names:
                 finding = Finding(key, name, FAILED, what=what, timed_out=timed_out)
-                file.write("\n" + json.dumps({**finding.plain(), "stuck": True}) + "\n")
+                file.write(f"\n{json.dumps(finding.plain())}\n")
+                how = "did not come to an end" if timed_out else "ended the process"
+                file.write(json.dumps({"stuck": name, "key": key, "how": how}) + "\n")
 
     def _events(self) -> list[dict[str, Any]]:
         if not self.log.exists():

@@ -150,6 +150,11 @@ def _merged(findings: Iterable[Finding]) -> dict[str, Finding]:
     return merged
 
 
+def printable(text: str) -> str:
+    """`text` without what a terminal or a file format would trip over, such as escape sequences."""
+    return "".join(c if c == "\n" or c.isprintable() else "?" for c in text.expandtabs(4))
+
+
 def screen(verdict: PaperVerdict) -> list[str]:
     """The verdict of one paper in at most 25 lines of 80 columns: what passed,
     and the first failure whole.

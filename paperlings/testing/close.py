@@ -144,6 +144,8 @@ def _tensor_difference(
     # a subclass of Tensor could answer anything when it is compared
     if type(actual) not in (torch.Tensor, torch.nn.Parameter):
         return f"expected a Tensor{where}, got {_kind(actual)}"
+    if actual.layout != torch.strided:
+        return f"expected a dense Tensor{where}, got the layout {actual.layout}"
     a = actual.detach()
     if a.shape != e.shape:
         return f"expected the shape {tuple(e.shape)}{where}, got {tuple(a.shape)}"
