@@ -16,7 +16,8 @@ KINDS = ("zeros", "identity")
 
 def source(key: str, kind: str) -> str:
     """The text of a module whose tasks are degenerate."""
-    return f"from paperlings import degenerate\n\nglobals().update(degenerate.module({key!r}, {kind!r}))\n"
+    made = f"degenerate.module({key!r}, {kind!r})"
+    return f"from paperlings import degenerate\n\nglobals().update({made})\n"
 
 
 def module(key: str, kind: str) -> dict[str, Any]:

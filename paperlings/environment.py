@@ -24,7 +24,8 @@ from packaging.requirements import Requirement
 HOME = Path(__file__).resolve().parents[1]
 PYPROJECT = HOME / "pyproject.toml"
 CONSTRAINTS = HOME / "constraints.txt"
-STAMP = "paperlings.json"  # in the environment's folder, written last: without it the set-up did not end
+# in the environment's folder, written last: without it the set-up did not end
+STAMP = "paperlings.json"
 
 
 class SetupError(RuntimeError):
@@ -42,7 +43,7 @@ def python(*groups: str, folder: str = ".venv") -> str:
         missing = [text for text in wanted if not satisfied(text)]
         if missing:
             _say(
-                f"Installing {', '.join(missing)} into the active environment; its torch stays as it is."
+                f"Installing {', '.join(missing)} into the active environment; its torch stays."
             )
             torch = importlib.metadata.version("torch")
             _pip(sys.executable, [*missing, f"torch=={torch}"])
@@ -94,7 +95,7 @@ def satisfied(text: str) -> bool:
 def _make(home: Path, executable: str) -> None:
     _say(
         f"Setting up {home.name} with torch and its friends. This happens once.\n"
-        "To download: about 300 MB where pip finds torch's CPU wheel (always on macOS and Windows),\n"
+        "To download: about 300 MB where pip finds torch's CPU wheel (as on macOS and Windows),\n"
         "several GB where it finds only the CUDA build. Ctrl-C stops; the next run starts over."
     )
     if home.exists():

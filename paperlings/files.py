@@ -1,4 +1,4 @@
-"""Writing files so that nothing is ever lost: whole or not at all, and never over somebody's work."""
+"""Writing files so that nothing is lost: whole or not at all, and never over somebody's work."""
 
 from __future__ import annotations
 

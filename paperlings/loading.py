@@ -57,7 +57,8 @@ def load_candidate(root: Path, key: str) -> ModuleType:
         ) from None
     except ModuleNotFoundError as error:
         raise Unloadable(
-            f"{shown} imports {error.name!r}, which is not installed{_place(path)}; every task can do without it"
+            f"{shown} imports {error.name!r}, which is not installed{_place(path)}; "
+            "every task can do without it"
         ) from None
     except Exception as error:
         said = f": {error}" if str(error) else ""

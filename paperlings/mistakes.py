@@ -155,7 +155,8 @@ def show(rates: list[Rates]) -> None:
     caught, all_mistakes = sum(r.caught for r in rates), sum(r.mistakes for r in rates)
     accepted, all_equivalents = sum(r.accepted for r in rates), sum(r.equivalents for r in rates)
     console.print(
-        f"{caught} of {all_mistakes} mistakes caught, {accepted} of {all_equivalents} equivalents accepted.",
+        f"{caught} of {all_mistakes} mistakes caught, "
+        f"{accepted} of {all_equivalents} equivalents accepted.",
         style="bold",
     )
     for fault in (fault for rate in rates for fault in rate.faults):

@@ -26,9 +26,9 @@ def new(key: str) -> list[Path]:
     papers = catalogue.load()
     if key not in papers:
         raise catalogue.CatalogueError(
-            f"{key} is not in the catalogue yet; add its table to {layout.CATALOGUE.name} first:\n\n"
-            f'[{track}.{name}]\ntitle = "..."\nauthors = "..."\nyear = 2026\narxiv = "..."\nphase = 1\n'
-            'lists = ["roadmap"]\nneeds = []'
+            f"{key} is not in the catalogue yet; add its table to papers.toml first:\n\n"
+            f'[{track}.{name}]\ntitle = "..."\nauthors = "..."\nyear = 2026\narxiv = "..."\n'
+            'phase = 1\nlists = ["roadmap"]\nneeds = []'
         )
     places = {
         "solution.py.j2": layout.source(layout.SOLUTIONS, key),

@@ -67,7 +67,7 @@ class Run:
 
 
 def warm() -> None:
-    """Import what every child needs, once, and compute nothing: a process with one thread may fork."""
+    """Import what every child needs and compute nothing: a process of one thread may fork."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     if _context().get_start_method() != "fork":
@@ -128,7 +128,9 @@ class _Child:
         self.seen = 0  # events when the process was started
 
     def can_start(self) -> bool:
-        """Whether the kit's own files of the paper can be read; otherwise that is the job's trouble."""
+        """Whether the kit's own files of the paper can be read;
+        otherwise that is the job's trouble.
+        """
         try:
             expected.of(self.run.job.key)
         except (SyntaxError, ValueError, OSError) as error:

@@ -74,7 +74,8 @@ def tasks(source: str, name: str = "the solution") -> list[Task]:
             used |= set(range(task.opens, task.closes + 1))
     for line in sorted(marked - used):
         raise StubError(
-            f"{name}:{line}: `# Task` opens a function's body, after its docstring; this one does not"
+            f"{name}:{line}: `# Task` opens a function's body, after its docstring; "
+            "this one does not"
         )
     if not found:
         raise StubError(f"{name}: no function is marked `# Task`")

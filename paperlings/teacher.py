@@ -86,7 +86,7 @@ def apply(text: str, edit: Edit, name: str) -> str:
 
 
 def complaints(key: str) -> list[str]:
-    """What is still missing: hints, mistakes or equivalents. A paper is whole when there are none."""
+    """What is missing of hints, mistakes and equivalents; a whole paper has no complaint."""
     known, name, found = load(key), layout.shown(layout.knowledge(key)), []
     tasks = stubs.groups(key)
     for task in tasks:

@@ -80,9 +80,10 @@ class PaperVerdict:
         """The failed finding to look at first: of the first failed task, in learning order;
         the claim comes last.
         """
-        tests = expected.of(self.key)
-        names = stubs.groups(self.key)
         failed = [f for f in self.findings.values() if f.status == FAILED]
+        if not failed:
+            return None
+        tests, names = expected.of(self.key), stubs.groups(self.key)
         known = [f for f in failed if f.test in tests]
 
         def rank(finding: Finding) -> tuple[bool, int, int]:
@@ -90,7 +91,7 @@ class PaperVerdict:
             first = min((names.index(t) for t in test.tasks), default=0)
             return test.claim, first, list(tests).index(finding.test)
 
-        return min(known, key=rank) if known else (failed[0] if failed else None)
+        return min(known, key=rank) if known else failed[0]
 
 
 def of_paper(key: str, findings: Iterable[Finding], partial: bool = False) -> PaperVerdict:
@@ -148,11 +149,6 @@ def _merged(findings: Iterable[Finding]) -> dict[str, Finding]:
         seconds = finding.seconds + other.seconds
         merged[finding.test] = Finding(**{**worst.plain(), "seconds": seconds})
     return merged
-
-
-def printable(text: str) -> str:
-    """`text` without what a terminal or a file format would trip over, such as escape sequences."""
-    return "".join(c if c == "\n" or c.isprintable() else "?" for c in text.expandtabs(4))
 
 
 def screen(verdict: PaperVerdict) -> list[str]:

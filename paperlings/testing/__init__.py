@@ -1,5 +1,6 @@
 """What a paper's tests are written with."""
 
+from paperlings.outcomes import unverified
 from paperlings.testing.close import Mismatch, assert_close, rejects
 from paperlings.testing.conformance import Example
 from paperlings.testing.meter import Measurement, assert_avoids, measure
@@ -28,4 +29,5 @@ __all__ = [
     "rejects",
     "sizes",
     "tensors",
+    "unverified",
 ]

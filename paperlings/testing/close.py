@@ -91,7 +91,8 @@ def _difference(
         if not isinstance(actual, dict):
             return f"expected a dict{where}, got {_kind(actual)}"
         if actual.keys() != expected.keys():
-            return f"expected the keys {sorted(map(str, expected))}{where}, got {sorted(map(str, actual))}"
+            wanted, got = sorted(map(str, expected)), sorted(map(str, actual))
+            return f"expected the keys {wanted}{where}, got {got}"
         pairs = [(actual[key], expected[key], f" in {key!r}{where}") for key in expected]
     elif isinstance(expected, (tuple, list)):
         if not isinstance(actual, (tuple, list)):

@@ -139,7 +139,7 @@ def test_a_batch_equals_its_members(impl: Any, task: str, example: Example) -> N
 
 
 def test_gradients_are_finite_and_right(impl: Any, task: str, example: Example) -> None:
-    """autograd through the answer agrees with central differences, for every input and parameter."""
+    """autograd agrees with central differences of the answer, for every input and parameter."""
     if not example.gradient and example.module is None:
         return
     args = example.arguments()

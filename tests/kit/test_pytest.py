@@ -143,7 +143,7 @@ def test_unverified_is_neither_passed_nor_failed(house) -> None:
     """A test that this machine cannot decide leaves its task unverified, and pytest content."""
     test = house.home / "tests/papers/demo/test_softmax.py"
     check = "\n\ndef test_gpu(impl):\n    '''Gpu.'''\n    impl.entropy\n    unverified('no GPU')\n"
-    test.write_text("from paperlings.plugin import unverified\n" + test.read_text() + check)
+    test.write_text("from paperlings.testing import unverified\n" + test.read_text() + check)
     done = house.run("pytest", "--impl", "solutions")
     assert done.returncode == 0
     assert re.search(r"^  unverified +entropy$", done.stdout, re.M)

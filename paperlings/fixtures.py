@@ -1,0 +1,111 @@
+"""What a paper's tests are given: the code under test, the oracle, and a place for a figure."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from paperlings import layout, loading
+from paperlings.judge import STATUS, Judge
+from paperlings.outcomes import KitFault
+from paperlings.verdict import FAILED, PASSED
+
+
+@pytest.fixture(scope="module")
+def impl(request: pytest.FixtureRequest) -> ModuleType:
+    """The module under test, freshly loaded from --impl."""
+    import torch
+
+    torch.set_num_threads(1)  # tiny tensors, and the same sums on every machine
+    judge = _judge(request)
+    key = _key(request)
+    judge.write({"importing": key})
+    try:
+        return loading.load_candidate(judge.root, key)
+    finally:
+        judge.write({"imported": key})
+
+
+@pytest.fixture(scope="module")
+def reference(request: pytest.FixtureRequest) -> Oracle:
+    """The oracle of the paper; tensors passed to it become NumPy arrays."""
+    key = _key(request)
+    path = layout.source(layout.REFERENCE, key)
+    try:
+        return Oracle(loading.load(path, "reference." + key.replace("/", ".")))
+    except Exception as error:
+        trouble = f"{layout.shown(path)} cannot be loaded: {type(error).__name__}: {error}"
+        _judge(request).write({"trouble": trouble})
+        raise KitFault(trouble) from error
+
+
+@pytest.fixture
+def figure(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Any]]:
+    """`figure(caption)` makes a matplotlib Figure, which is saved among the reports when the test
+    passes.
+    """
+    judge = _judge(request)
+    path = judge.figures / f"{_key(request)}.png"
+    made: list[tuple[str, Any]] = []
+
+    def make(caption: str) -> Any:
+        from matplotlib.figure import Figure
+
+        made.append((caption, Figure(figsize=(9, 4), layout="constrained")))
+        return made[-1][1]
+
+    path.unlink(missing_ok=True)
+    yield make
+    if made and request.node.stash.get(STATUS, FAILED) == PASSED:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        caption, drawn = made[-1]
+        drawn.savefig(path, dpi=120, metadata={"Description": caption})
+
+
+def _judge(request: pytest.FixtureRequest) -> Judge:
+    judge = request.config.pluginmanager.get_plugin("paperlings-judge")
+    assert isinstance(judge, Judge), "the plugin registers it"
+    return judge
+
+
+def _key(request: pytest.FixtureRequest) -> str:
+    key = layout.tested_by(request.path)
+    if key is None:
+        raise pytest.UsageError(f"{request.path} is no paper's test file")
+    return key
+
+
+class Oracle:
+    """The reference module of a paper; tensors in its arguments become NumPy arrays first."""
+
+    def __init__(self, module: ModuleType):
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._module, name)
+        if not callable(value):
+            return value
+
+        @functools.wraps(value)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            args, kwargs = _as_numpy((args, kwargs))
+            return value(*args, **kwargs)
+
+        return call
+
+
+def _as_numpy(tree: Any) -> Any:
+    import torch
+
+    if isinstance(tree, torch.Tensor):
+        array = tree.detach().cpu()
+        return (array.double() if array.is_floating_point() else array).numpy().copy()
+    if isinstance(tree, dict):
+        return {key: _as_numpy(value) for key, value in tree.items()}
+    if isinstance(tree, tuple | list):
+        return type(tree)(_as_numpy(value) for value in tree)
+    return tree

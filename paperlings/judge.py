@@ -1,0 +1,374 @@
+"""Judging the papers of one pytest session: verdicts, diagnosis,
+and the one screen a failing paper prints.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from paperlings import diagnosis, expected, layout, stubs, verdict, words
+from paperlings.limits import TimeLimit, time_limit
+from paperlings.outcomes import KitFault, Stuck, Unverified, Waiting
+from paperlings.verdict import FAILED, PASSED, TODO, UNVERIFIED, Finding
+
+SECONDS = 10.0  # an ordinary test is stopped after so long
+CLAIM_SECONDS = 20.0  # of CPU time that a claim may use; it is stopped at PATIENCE times that
+PATIENCE = 5.0  # slow or busy machines
+DIAGNOSED = 4  # failing tests of one task that are replayed through the known mistakes
+
+PAPER = pytest.StashKey[str]()  # the key of the paper that an item judges
+FAILURES = pytest.StashKey[
+    list[tuple[dict[str, Any], BaseException]]
+]()  # an item's failing examples
+STATUS = pytest.StashKey[str]()  # of an item whose test has run
+
+
+class Judge:
+    """What the plugin knows during one session."""
+
+    def __init__(self, config: pytest.Config, root: Path):
+        self.config = config
+        self.root = root
+        reports = config.getoption("--reports")
+        self.figures = Path(reports) / "figures" if reports else layout.FIGURES
+        self.findings: dict[str, list[Finding]] = {}
+        self.partial: set[str] = set()  # papers of which not every test was asked for
+        self.stuck: dict[tuple[str, str], str] = {}  # (paper, task) -> what stopped it
+        self.diagnosed: dict[tuple[str, str], int] = {}
+        self.log = config.getoption("--findings")
+        self.begun: set[tuple[str, str]] = set()  # tests that an earlier process began
+        self.left = 0  # tests still to run
+        self._resume()
+
+    def _resume(self) -> None:
+        """Where --findings names a file with findings, only the tests it does not name are still to
+        run.
+        """
+        if self.log is None or not Path(self.log).exists():
+            return
+        for line in Path(self.log).read_text(encoding="utf-8").splitlines():
+            try:
+                event = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if "started" in event:
+                self.begun.add((event["key"], event["started"]))
+            if "status" in event:
+                self.begun.add((event["key"], event["test"]))
+            if event.get("stuck"):
+                test = expected.of(event["key"]).get(event["stuck"])
+                for task in test.tasks if test else ():
+                    self.stuck.setdefault((event["key"], task), f"{event['stuck']} {event['how']}")
+
+    # ---- collection
+
+    def pytest_pycollect_makemodule(
+        self, module_path: Path, parent: pytest.Collector
+    ) -> pytest.Module | None:
+        if layout.tested_by(module_path) is None:
+            return None
+        module: pytest.Module = PaperModule.from_parent(parent, path=module_path)
+        return module
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        examples = getattr(metafunc.module, "EXAMPLES", None)
+        if examples and metafunc.function.__name__ in expected.conformance():
+            metafunc.parametrize(("task", "example"), list(examples.items()), ids=list(examples))
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = [item for item in items if not self._has_begun(item)]
+        for item in items:
+            key = layout.tested_by(item.path)
+            if key is None or not isinstance(item, pytest.Function):
+                continue
+            item.stash[PAPER] = key
+            # a warning of the code under test is no verdict on it
+            item.add_marker(pytest.mark.filterwarnings("ignore"))
+            if hasattr(item.obj, "hypothesis"):
+                _record_failures(item.obj.hypothesis)
+        # a claim takes seconds and waits for the rest of its paper
+        items.sort(
+            key=lambda item: (
+                item.stash.get(PAPER, ""),
+                item.get_closest_marker("claim") is not None,
+            )
+        )
+
+    def _has_begun(self, item: pytest.Item) -> bool:
+        return (
+            bool(self.begun)
+            and (layout.tested_by(item.path), expected.base(item.name)) in self.begun
+        )
+
+    def pytest_deselected(self, items: list[pytest.Item]) -> None:
+        self.partial |= {item.stash[PAPER] for item in items if PAPER in item.stash}
+
+    # ---- running
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> Iterator[None]:
+        if PAPER not in item.stash:
+            return (yield)
+        name = expected.base(item.name)
+        self.write({"started": name, "key": item.stash[PAPER], "limit": SECONDS + _seconds(item)})
+        with time_limit(SECONDS):
+            result = yield
+        self._refuse(item)
+        return result
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
+        if PAPER not in item.stash:
+            return (yield)
+        _failing.clear()
+        with time_limit(_seconds(item)):
+            try:
+                return (yield)
+            finally:
+                item.stash[FAILURES] = list(_failing)
+
+    def _refuse(self, item: pytest.Item) -> None:
+        """Do not start a test that would end as another did, nor a claim that must wait."""
+        key = item.stash[PAPER]
+        test = expected.of(key).get(expected.base(item.name))
+        for task in test.tasks if test else ():
+            if (key, task) in self.stuck:
+                raise Stuck(f"not run: {self.stuck[key, task]}")
+        if test and test.claim:
+            others = [f for f in self.findings.get(key, []) if f.status in (FAILED, TODO)]
+            if others:
+                raise Waiting("it waits until the paper's other tests pass")
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+        report = yield
+        if PAPER not in item.stash or (call.when == "setup" and call.excinfo is None):
+            return report
+        if call.when == "teardown" and call.excinfo is None:
+            return report
+        assert isinstance(item, pytest.Function)
+        finding = self._finding(item, call)
+        item.stash[STATUS] = finding.status
+        if finding.status == FAILED and not finding.timed_out and call.when == "call":
+            self._diagnose(item, finding, call)
+        report.finding = finding.plain()
+        report.__dict__.pop("wasxfail", None)
+        report.outcome = {PASSED: "passed", UNVERIFIED: "skipped"}.get(finding.status, "failed")
+        report.longrepr = None
+        if finding.status == UNVERIFIED:
+            report.longrepr = (str(item.path), 0, f"unverified: {finding.what}")
+        elif finding.status == TODO:
+            report.longrepr = f"todo: {finding.todo_of or finding.what}"
+        elif finding.status == FAILED:
+            report.longrepr = "\n".join(verdict.explain(finding))
+        return report
+
+    def _finding(self, item: pytest.Function, call: pytest.CallInfo[None]) -> Finding:
+        finding = Finding(
+            item.stash[PAPER], expected.base(item.name), PASSED, round(call.duration, 4)
+        )
+        if call.excinfo is None:
+            return finding
+        error = call.excinfo.value
+        finding.status, finding.what = FAILED, words.in_words(error, self._module(item), self.root)
+        test = expected.of(finding.key).get(finding.test)
+        if task := self._stub_of(error, finding.key):
+            finding.status, finding.todo_of, finding.what = TODO, task, ""
+        elif isinstance(error, Waiting):
+            finding.status, finding.what = TODO, str(error)
+        elif isinstance(error, Unverified):
+            finding.status, finding.what = UNVERIFIED, str(error.msg)
+        elif isinstance(error, KitFault):
+            finding.status, finding.what = UNVERIFIED, str(error)
+        elif isinstance(error, TimeLimit) or getattr(error, "timed_out", False):
+            finding.timed_out = True
+            for task in test.tasks if test else ():
+                self.stuck.setdefault((finding.key, task), f"{finding.test} did not come to an end")
+        if finding.status == FAILED:
+            finding.question = getattr(error, "question", "")
+            failures = item.stash.get(FAILURES, [])
+            drawn = failures[-1][0] if failures else item.funcargs if call.when == "call" else {}
+            finding.example = words.described(drawn)
+            finding.printed = words.printed(item)
+        return self._cleaned(finding)
+
+    @staticmethod
+    def _cleaned(finding: Finding) -> Finding:
+        finding.what, finding.printed = (
+            words.printable(finding.what),
+            words.printable(finding.printed),
+        )
+        finding.example = [words.printable(line) for line in finding.example]
+        return finding
+
+    def _stub_of(self, error: BaseException, key: str) -> str:
+        """The task whose stub raised `error`; "" where no stub did."""
+        if not isinstance(error, NotImplementedError) or len(error.args) != 1:
+            return ""
+        frames = traceback.extract_tb(error.__traceback__)
+        inside = any(Path(frame.filename).is_relative_to(self.root) for frame in frames)
+        name = str(error.args[0]).split(".")[0]
+        return name if inside and name in stubs.groups(key) else ""
+
+    def _module(self, item: pytest.Function) -> ModuleType | None:
+        module = item.funcargs.get("impl") if hasattr(item, "funcargs") else None
+        return module if isinstance(module, ModuleType) else None
+
+    def _diagnose(
+        self, item: pytest.Function, finding: Finding, call: pytest.CallInfo[None]
+    ) -> None:
+        test = expected.of(finding.key).get(finding.test)
+        if test is None or test.claim or "impl" not in item.funcargs or not test.tasks:
+            return
+        place = (finding.key, test.tasks[0])
+        if self.diagnosed.get(place, 0) >= DIAGNOSED:
+            return
+        self.diagnosed[place] = self.diagnosed.get(place, 0) + 1
+        failures = item.stash.get(FAILURES, [])
+        function: Callable[..., Any] = item.obj
+        if hasattr(item.obj, "hypothesis"):
+            function = item.obj.hypothesis.inner_test
+        elif call.excinfo is not None:
+            names = item._fixtureinfo.argnames
+            failures = [({n: item.funcargs[n] for n in names if n != "impl"}, call.excinfo.value)]
+        if failures:
+            fixed = {n: v for n, v in item.funcargs.items() if n == "reference"}
+            known = [
+                ({**arguments, **_only(fixed, arguments, function)}, error)
+                for arguments, error in failures
+            ]
+            finding.behaves_like = diagnosis.behaves_like(finding.key, function, known)
+
+    # ---- reporting
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        plain = getattr(report, "finding", None)
+        if plain is None:
+            return
+        finding = Finding(**plain)
+        self.findings.setdefault(finding.key, []).append(finding)
+        self.write(plain)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_report_teststatus(self, report: pytest.TestReport) -> Any:
+        plain = getattr(report, "finding", None)
+        if plain is None or plain["status"] in (PASSED,):
+            return None
+        status = plain["status"]
+        letter, word, colour = {
+            FAILED: ("F", "FAILED", "red"),
+            TODO: ("t", "TODO", "yellow"),
+            UNVERIFIED: ("u", "UNVERIFIED", "yellow"),
+        }[status]
+        return status, letter, (word, {colour: True})
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_terminal_summary(self, terminalreporter: Any) -> Iterator[None]:
+        stats = terminalreporter.stats
+        ours = [r for r in stats.get(FAILED, []) if getattr(r, "finding", None)]
+        # a failing paper has one screen of its own; pytest's list of failures is for other tests
+        if ours:
+            stats[FAILED] = [r for r in stats[FAILED] if r not in ours]
+            if not stats[FAILED]:
+                del stats[FAILED]
+        try:
+            yield
+        finally:
+            if ours:
+                stats[FAILED] = stats.get(FAILED, []) + ours
+        if self.log is None:
+            for line in self._screen():
+                terminalreporter.write_line(line)
+
+    def _screen(self) -> list[str]:
+        """One paper whole, or of several a line each and the first failing one whole."""
+        verdicts = [
+            verdict.of_paper(key, findings, partial=key in self.partial)
+            for key, findings in self.findings.items()
+        ]
+        if len(verdicts) == 1:
+            return verdict.screen(verdicts[0])
+        lines = [verdict.headline(v) for v in verdicts]
+        failing = next((v for v in verdicts if v.first_failure), None)
+        return [*lines, "", *verdict.screen(failing)] if failing else lines
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self.left = len(session.items)
+
+    def pytest_runtest_logfinish(self) -> None:
+        self.left -= 1
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        # the code under test can end the session too, and then tests are left
+        if self.left == 0 or session.shouldfail:
+            self.write({"finished": True})
+
+    def write(self, event: dict[str, Any]) -> None:
+        if self.log is not None:
+            with open(self.log, "a", encoding="utf-8") as file:
+                file.write(json.dumps(event) + "\n")
+
+
+class PaperModule(pytest.Module):
+    """A paper's test file, to which the conformance tests of its EXAMPLES are added."""
+
+    def _getobj(self) -> Any:
+        module = super()._getobj()  # type: ignore[no-untyped-call]
+        if hasattr(module, "EXAMPLES"):
+            from paperlings.testing import conformance
+
+            for test in conformance.TESTS:
+                setattr(module, test.__name__, test)
+        return module
+
+
+def _seconds(item: pytest.Item) -> float:
+    claim = item.get_closest_marker("claim")
+    return (
+        SECONDS if claim is None else PATIENCE * float(claim.kwargs.get("seconds", CLAIM_SECONDS))
+    )
+
+
+# the failing examples of the hypothesis test that is running; its inner function is wrapped once
+_failing: list[tuple[dict[str, Any], BaseException]] = []
+
+
+def _record_failures(handle: Any) -> None:
+    """Keep the arguments with which a hypothesis test fails: the first failure,
+    and the last and smallest.
+    """
+    inner = handle.inner_test
+    if hasattr(inner, "paperlings_inner"):
+        return
+
+    @functools.wraps(inner)
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        kept = diagnosis.fresh({k: v for k, v in kwargs.items() if k not in ("impl", "reference")})
+        try:
+            return inner(*args, **kwargs)
+        except Exception as error:
+            if type(error).__module__.startswith("hypothesis"):
+                raise
+            if not isinstance(error, NotImplementedError):
+                _failing[1:] = [(kept, error)]
+            raise
+
+    recorded.paperlings_inner = inner  # type: ignore[attr-defined]
+    handle.inner_test = recorded
+
+
+def _only(
+    fixtures: dict[str, Any], given: dict[str, Any], function: Callable[..., Any]
+) -> dict[str, Any]:
+    names = inspect.signature(inspect.unwrap(function)).parameters
+    return {name: value for name, value in fixtures.items() if name in names and name not in given}

@@ -1,0 +1,28 @@
+"""How a test of a paper may end besides passing and failing."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from _pytest.outcomes import Skipped
+
+
+class Unverified(Skipped):
+    """This machine cannot tell; the message says why."""
+
+
+class KitFault(Exception):
+    """Something of the kit itself is broken, so nothing is said about the candidate."""
+
+
+class Waiting(Exception):
+    """A claim is not run while a task it needs does not pass."""
+
+
+class Stuck(Exception):
+    """A test is not run because another test of its task did not come to an end."""
+
+
+def unverified(reason: str) -> NoReturn:
+    """End the running test with the verdict `unverified`."""
+    raise Unverified(reason)

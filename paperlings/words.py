@@ -1,0 +1,91 @@
+"""What went wrong, in words for a learner: no traceback, but their own line,
+the counterexample and what was printed.
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from paperlings import layout, loading
+from paperlings.limits import TimeLimit
+from paperlings.outcomes import Stuck, Waiting
+
+LINE = 120  # characters of one value of a counterexample
+
+
+def in_words(error: BaseException, module: ModuleType | None, root: Path) -> str:
+    """What went wrong, for a learner: no traceback, but the line of their file where there is one."""
+    from paperlings.testing.close import Mismatch
+
+    if isinstance(error, Mismatch):
+        return error.difference
+    if isinstance(error, loading.Unloadable | Stuck | Waiting):
+        return str(error)
+    if isinstance(error, TimeLimit):
+        return f"the test {error}: it did not come to an end{_line(error, root)}"
+    if isinstance(error, pytest.skip.Exception | pytest.xfail.Exception):
+        return "the code under test ended its own test by skipping it"
+    if isinstance(error, AttributeError) and module is not None and error.obj is module:
+        file = layout.shown(Path(str(module.__file__)))
+        return f"{file} defines no {error.name!r}; was it renamed or deleted?"
+    if isinstance(error, AssertionError):
+        return str(error).split("\nassert ")[0] or "an assertion failed"
+    said = f": {error}" if str(error) else ""
+    return f"{type(error).__name__}{said[:300]}{_line(error, root)}"
+
+
+def _line(error: BaseException, root: Path) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = [frame for frame in frames if Path(frame.filename).is_relative_to(root)]
+    if not inside:
+        return ""
+    frame = inside[-1]
+    code = f"\n{frame.line}" if frame.line else ""
+    return f"\n{layout.shown(Path(frame.filename))}:{frame.lineno} in {frame.name}{code}"
+
+
+def described(arguments: dict[str, Any]) -> list[str]:
+    """The values of a counterexample, a line each, largest cut short."""
+    lines = []
+    for name, value in arguments.items():
+        if name in ("impl", "reference", "figure", "task", "request"):
+            continue
+        if name == "example":
+            value = value.args
+        parts = value.items() if isinstance(value, dict) else [(name, value)]
+        if isinstance(value, tuple | list):
+            parts = [(f"{name}[{i}]", part) for i, part in enumerate(value)]
+        lines += [_value(str(label), part) for label, part in parts]
+    return lines
+
+
+def _value(label: str, value: Any) -> str:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        numbers = (
+            json.dumps(value.detach().tolist(), default=str).replace(".0,", ",").replace(".0]", "]")
+        )
+        text = f"{label} {tuple(value.shape)} = {numbers}"
+    else:
+        text = f"{label} = {value!r}"
+    text = " ".join(text.split())
+    return text if len(text) <= LINE else text[: LINE - 3] + "..."
+
+
+def printed(item: pytest.Item) -> str:
+    """The last line that the code under test printed, for those who debug by printing."""
+    text = "".join(content for when, kind, content in item._report_sections if kind == "stdout")
+    lines = [line for line in text[-2000:].splitlines() if line.strip()]
+    return lines[-1][:200] if lines else ""
+
+
+def printable(text: str) -> str:
+    """`text` without what a terminal or a file format would trip over, such as escape sequences."""
+    return "".join(c if c == "\n" or c.isprintable() else "?" for c in text.expandtabs(4))
