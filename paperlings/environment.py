@@ -42,9 +42,7 @@ def python(*groups: str, folder: str = ".venv") -> str:
     if folder == ".venv" and installed("torch"):
         missing = [text for text in wanted if not satisfied(text)]
         if missing:
-            _say(
-                f"Installing {', '.join(missing)} into the active environment; its torch stays."
-            )
+            _say(f"Installing {', '.join(missing)} into the active environment; its torch stays.")
             torch = importlib.metadata.version("torch")
             _pip(sys.executable, [*missing, f"torch=={torch}"])
         return sys.executable

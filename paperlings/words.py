@@ -20,7 +20,7 @@ LINE = 120  # characters of one value of a counterexample
 
 
 def in_words(error: BaseException, module: ModuleType | None, root: Path) -> str:
-    """What went wrong, for a learner: no traceback, but the line of their file where there is one."""
+    """What went wrong, for a learner: no traceback, but the line of their own file."""
     from paperlings.testing.close import Mismatch
 
     if isinstance(error, Mismatch):
