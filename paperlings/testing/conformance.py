@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from paperlings.testing.close import Mismatch, assert_close, unchanged
+from paperlings.testing.close import TOLERANCE, Mismatch, assert_close, unchanged
 
 STEP = 1e-5  # of central differences; their error is about STEP^2 and 1e-16 / STEP
 DIFFERENCES = 1e-6  # so this is the tolerance they allow, relative to the largest gradient
@@ -107,7 +107,7 @@ def test_float32_stays_float32_and_agrees(impl: Any, task: str, example: Example
         single,
         wanted,
         "Which line makes a tensor of a fixed dtype, or rounds early?",
-        rtol=1e-4,
+        rtol=TOLERANCE[torch.float32],
         scale=_largest(wanted),
     )
 

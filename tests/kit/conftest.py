@@ -1,4 +1,6 @@
-"""A house of its own for the kit's tests: the tools as they are, and one small paper on which everything is tried."""
+"""A house of its own for the kit's tests: the tools as they are,
+and one small paper on which everything is tried.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A learner's file may do anything: its own paper gets an honest verdict, and the others are graded as if nothing were."""
+"""A learner's file may do anything: its own paper gets an honest verdict,
+and the others are graded as if nothing were.
+"""
 
 from __future__ import annotations
 
@@ -230,7 +232,10 @@ def test_a_missing_file_is_said(house: Any) -> None:
 
 def test_a_loop_that_swallows_everything_is_stopped_from_outside(house: Any) -> None:
     """`except BaseException` around an endless loop does not hold up the grade for ever."""
-    loop = "while True:\n        try:\n            while True: pass\n        except BaseException: pass"
+    loop = (
+        "while True:\n        try:\n            while True: pass\n"
+        "        except BaseException: pass"
+    )
     house.file("exercises").write_text(_with("entropy", loop)(house.solution()), encoding="utf-8")
     begun = time.monotonic()
     row = house.grade("--no-claims")["demo/softmax"]

@@ -38,7 +38,9 @@ GOOD = text(("a", "one", []), ("b", "two", ["one"]), ("a", "three", []))
 
 
 def test_the_real_catalogue_holds_all_papers() -> None:
-    """82 papers, in 15 tracks, in learning order: no paper stands before what it needs in an earlier phase."""
+    """82 papers, in 15 tracks, in learning order: no paper stands before what it needs in an
+    earlier phase.
+    """
     papers = catalogue.load()
     assert len(papers) == 82
     phases = {paper.name: paper.phase for paper in papers.values()}

@@ -1,4 +1,6 @@
-"""The one comparison: what is wrong is refused at the right rung, what is right up to rounding is accepted."""
+"""The one comparison: what is wrong is refused at the right rung,
+what is right up to rounding is accepted.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,9 @@ def test_a_right_answer_is_accepted(actual, expected) -> None:
 
 
 def test_small_rows_are_not_hidden_by_large_ones() -> None:
-    """A tolerance is relative to the row: an error of a part in a thousand shows beside a row 1e6 times as large."""
+    """A tolerance is relative to the row: an error of a part in a thousand shows beside a row 1e6
+    times as large.
+    """
     expected = torch.tensor([[1e6, 2e6], [1.0, 2.0]], dtype=torch.float64)
     wrong = expected.clone()
     wrong[1, 0] = 1.001

@@ -102,7 +102,9 @@ def test_the_exit_status_is_documented(
 
 @pytest.mark.parametrize("root", ["reference", "tests/papers", "solutions"])
 def test_the_kits_own_fault_is_never_a_score(house, root: str) -> None:
-    """Where oracle, tests or solution are broken, nothing is scored, the status is 3, and the reason is shown."""
+    """Where oracle, tests or solution are broken, nothing is scored, the status is 3,
+    and the reason is shown.
+    """
     house.file("exercises").write_text(house.solution())
     name = "demo/test_softmax" if root == "tests/papers" else "demo/softmax"
     house.file(root, name).write_text("this is no Python\n")
@@ -114,7 +116,9 @@ def test_the_kits_own_fault_is_never_a_score(house, root: str) -> None:
 
 
 def test_a_test_that_vanishes_is_missed(house) -> None:
-    """What is expected is read from the file: a candidate that unmakes a test at run time gains nothing."""
+    """What is expected is read from the file: a candidate that unmakes a test at run time gains
+    nothing.
+    """
     trick = (
         "import sys\nfor name, module in list(sys.modules.items()):\n"
         "    for test in [n for n in vars(module) if n.startswith('test_entropy')]:\n"

@@ -58,7 +58,9 @@ def test_dependencies_point_one_way(key: str) -> None:
 
 @pytest.mark.parametrize("key", KEYS)
 def test_every_task_is_tested_and_every_test_belongs_somewhere(key: str) -> None:
-    """Each task has an example and tests of its own; each test reads a task, states its law, and one is the claim."""
+    """Each task has an example and tests of its own; each test reads a task, states its law,
+    and one is the claim.
+    """
     tests = expected.of(key)
     for task in stubs.groups(key):
         assert f"test_views_are_accepted[{task}]" in tests, f"{task} has no entry in EXAMPLES"
@@ -116,7 +118,9 @@ def test_help_tells_every_verb(shared) -> None:
 
 
 def test_a_new_paper_runs_at_once(house) -> None:
-    """`new` makes five files that pass their own tests; what is missing is said; nothing is written over."""
+    """`new` makes five files that pass their own tests; what is missing is said;
+    nothing is written over.
+    """
     unknown = house.run("paperlings", "new", "demo/mean")
     assert unknown.returncode == 2
     assert "[demo.mean]" in unknown.stderr

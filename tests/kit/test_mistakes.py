@@ -21,7 +21,9 @@ def edit(
 
 
 def test_a_whole_paper_is_without_fault(shared) -> None:
-    """Every mistake is caught and named, every equivalent accepted, and knowing nothing passes nothing."""
+    """Every mistake is caught and named, every equivalent accepted,
+    and knowing nothing passes nothing.
+    """
     status, said = faults(shared)
     assert status == 0, said
     assert "10 of 10 mistakes caught, 2 of 2 equivalents accepted." in said
@@ -30,7 +32,7 @@ def test_a_whole_paper_is_without_fault(shared) -> None:
 
 def test_a_mistake_that_survives_is_reported(house) -> None:
     """A wrong solution that passes every test fails the session, and is named."""
-    more = '\n[[mistakes]]\nin = "return e / e.sum"\nas = "return 1.0 * e / e.sum"\nsays = "Harmless."\n'
+    more = '\n[[mistakes]]\nin = "return e /"\nas = "return 1.0 * e /"\nsays = "Harmless."\n'
     path = house.file("solutions").with_suffix(".toml")
     path.write_text(path.read_text() + more)
     status, said = faults(house)
@@ -49,7 +51,9 @@ def test_a_right_variant_that_is_rejected_is_reported(house) -> None:
 
 
 def test_a_mistake_that_nobody_can_name_is_reported(house) -> None:
-    """Where two mistakes too many look the same, the verdict could not say which: that is a fault of the list."""
+    """Where two mistakes too many look the same, the verdict could not say which:
+    that is a fault of the list.
+    """
     same = "".join(
         f'\n[[mistakes]]\nin = "z = x / temperature"\nas = "z = x * {one}"\nsays = "Same {one}."\n'
         for one in ("1", "1.0", "(1)")

@@ -36,7 +36,9 @@ def test_untouched_stubs_are_todo_without_a_traceback(shared) -> None:
 
 
 def test_a_failure_is_one_screen_that_says_what_why_and_what_next(house) -> None:
-    """The law, the smallest counterexample, the difference, the question, the likely mistake, the next command."""
+    """The law, the smallest counterexample, the difference, the question, the likely mistake,
+    the next command.
+    """
     house.file("exercises").write_text(wrong(house))
     done = house.run("pytest", "tests/papers/demo/test_softmax.py")
     assert done.returncode == 1
@@ -94,7 +96,9 @@ def test_what_the_code_prints_is_shown_with_its_failure(house) -> None:
     ],
 )
 def test_it_works_from_any_folder(shared, cwd: str, arguments: tuple[str, ...]) -> None:
-    """The same verdict from everywhere in the house, for an exercise's own name, and in two processes."""
+    """The same verdict from everywhere in the house, for an exercise's own name,
+    and in two processes.
+    """
     done = shared.run("pytest", "--impl", "solutions", *arguments, cwd=shared.home / cwd)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 of 2 tasks pass" in done.stdout
@@ -108,7 +112,7 @@ def test_a_selection_says_that_it_is_one(shared) -> None:
 
 
 def test_the_claim_waits_for_its_tasks(house) -> None:
-    """A claim is not run while another test of the paper fails, and is where it is asked for alone."""
+    """A claim is not run while another test of the paper fails, unless asked for alone."""
     house.file("exercises").write_text(wrong(house))
     assert "it waits until the paper's other tests pass" in house.run("pytest").stdout
     alone = house.run("pytest", "-k", "test_entropy_grows")
@@ -117,7 +121,7 @@ def test_the_claim_waits_for_its_tasks(house) -> None:
 
 
 def test_a_passed_claim_leaves_a_figure(house) -> None:
-    """The figure of a passed claim lies among the reports; where the claim fails again, it is gone."""
+    """The figure of a passed claim lies among the reports; when the claim fails, it is gone."""
     house.file("exercises").write_text(house.solution())
     picture = house.home / "reports/figures/demo/softmax.png"
     assert house.run("pytest").returncode == 0
@@ -130,7 +134,10 @@ def test_a_passed_claim_leaves_a_figure(house) -> None:
 def test_impl_comes_from_the_root_asked_for(house) -> None:
     """Every test gets the module below --impl, and no other."""
     test = house.home / "tests/papers/demo/test_softmax.py"
-    check = "\n\ndef test_where(impl):\n    '''Where.'''\n    impl.entropy\n    raise AssertionError(impl.__file__)\n"
+    check = (
+        "\n\ndef test_where(impl):\n    '''Where.'''\n    impl.entropy\n"
+        "    raise AssertionError(impl.__file__)\n"
+    )
     test.write_text(test.read_text() + check)
     for root in ("exercises", "solutions"):
         done = house.run("pytest", "--impl", root, "-k", "test_where")
