@@ -92,6 +92,8 @@ class Judge:
             if key is None or not isinstance(item, pytest.Function):
                 continue
             item.stash[PAPER] = key
+            # the verdict says it in words; pytest's own traceback would cost more than the test
+            item.repr_failure = item._repr_failure_py = _no_traceback  # type: ignore
             # a warning of the code under test is no verdict on it
             item.add_marker(pytest.mark.filterwarnings("ignore"))
             if hasattr(item.obj, "hypothesis"):
@@ -330,6 +332,10 @@ class PaperModule(pytest.Module):
             for test in conformance.TESTS:
                 setattr(module, test.__name__, test)
         return module
+
+
+def _no_traceback(*args: Any, **kwargs: Any) -> str:
+    return ""
 
 
 def _seconds(item: pytest.Item) -> float:

@@ -10,6 +10,7 @@ Everything else is given, and appears unchanged.
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import subprocess
 import tokenize
@@ -97,10 +98,11 @@ def stub(source: str, name: str = "the solution") -> str:
     return "".join(lines)
 
 
-def groups(key: str) -> list[str]:
+@functools.cache
+def groups(key: str) -> tuple[str, ...]:
     """The names a learner is judged by in the paper `key`, in order."""
     path = layout.source(layout.SOLUTIONS, key)
-    return list(dict.fromkeys(task.group for task in tasks(_read(path), layout.shown(path))))
+    return tuple(dict.fromkeys(task.group for task in tasks(_read(path), layout.shown(path))))
 
 
 def generate(check: bool = False) -> list[str]:
