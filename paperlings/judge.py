@@ -86,7 +86,7 @@ class Judge:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = [item for item in items if not self._has_begun(item)]
+        items[:] = [item for item in items if self._is_asked_for(item)]
         for item in items:
             key = layout.tested_by(item.path)
             if key is None or not isinstance(item, pytest.Function):
@@ -105,6 +105,14 @@ class Judge:
                 item.get_closest_marker("claim") is not None,
             )
         )
+
+    def _is_asked_for(self, item: pytest.Item) -> bool:
+        key, only = layout.tested_by(item.path), self.config.getoption("--tasks")
+        if key is None or only is None:
+            return not self._has_begun(item)
+        test = expected.of(key).get(expected.base(item.name))
+        mine = test is not None and set(test.tasks) & set(only.split(","))
+        return bool(mine) and not self._has_begun(item)
 
     def _has_begun(self, item: pytest.Item) -> bool:
         return (

@@ -14,6 +14,7 @@ from paperlings import (
     diagnosis,
     files,
     layout,
+    reach,
     runner,
     stubs,
     teacher,
@@ -67,26 +68,28 @@ def measure(keys: list[str]) -> list[Rates]:
     return list(rates.values())
 
 
-def variants(key: str) -> dict[str, str]:
-    """The text of every variant of a paper's solution, by label: "mistake 3", "equivalent 1",
-    "stub", ...
+def variants(key: str) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Every variant of a paper's solution by label, "mistake 3", "equivalent 1", "stub":
+    its text, and the tasks whose tests it can change.
     """
     text, known, name = teacher.source(key), teacher.load(key), layout.shown(layout.knowledge(key))
-    found = {"solution": text, "stub": stubs.stub(text)}
-    found |= {kind: degenerate.source(key, kind) for kind in degenerate.KINDS}
+    whole = {"solution": text, "stub": stubs.stub(text)}
+    whole |= {kind: degenerate.source(key, kind) for kind in degenerate.KINDS}
+    found: dict[str, tuple[str, tuple[str, ...]]] = {label: (x, ()) for label, x in whole.items()}
     for kind, edits in (("equivalent", known.equivalents), ("mistake", known.mistakes)):
         for i, edit in enumerate(edits, start=1):
-            found[f"{kind} {i}"] = teacher.apply(text, edit, f"{name}: {kind} {i}")
+            changed = teacher.apply(text, edit, f"{name}: {kind} {i}")
+            found[f"{kind} {i}"] = changed, reach.reached(text, edit.before)
     return found
 
 
 def _jobs(key: str, folder: Path) -> list[runner.Job]:
     jobs = []
-    for label, text in variants(key).items():
+    for label, (text, tasks) in variants(key).items():
         root = folder / label.replace(" ", "-")
         files.write(layout.source(root, key), text)
         enough = ENOUGH if label.startswith("mistake") else 0
-        jobs.append(runner.Job(key, root, folder, claims=False, enough=enough, label=label))
+        jobs.append(runner.Job(key, root, folder, False, enough, label, tasks))
     return jobs
 
 

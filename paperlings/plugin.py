@@ -25,6 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--reports", default=None, metavar="DIR", help="where figures go (default: reports/)"
     )
+    group.addoption("--tasks", default=None, metavar="NAMES", help="only tests of these tasks")
     group.addoption(
         "--findings", default=None, metavar="FILE", help="write what each test found as JSON lines"
     )

@@ -32,8 +32,8 @@ OUTPUT = 64 << 20  # bytes a child may write into any one file
 
 @dataclass(frozen=True)
 class Job:
-    """One paper under one root. claims: its claim is run too. enough:
-    failed tests after which to stop (0: never).
+    """One paper under one root. claims: its claim is run too. enough: failed tests after which
+    to stop (0: never). tasks: only their tests are run; all tests without.
     """
 
     key: str
@@ -42,6 +42,7 @@ class Job:
     claims: bool = True
     enough: int = 0
     label: str = ""
+    tasks: tuple[str, ...] = ()
 
 
 @dataclass
@@ -59,7 +60,7 @@ class Run:
         """
         key = self.job.key
         if not self.trouble:
-            return verdict.of_paper(key, self.findings)
+            return verdict.of_paper(key, self.findings, partial=bool(self.job.tasks))
         with contextlib.suppress(stubs.StubError, OSError):
             tasks = [verdict.TaskVerdict(name, UNVERIFIED, 0, 0) for name in stubs.groups(key)]
             return verdict.PaperVerdict(key, tasks, UNVERIFIED, {})
@@ -260,16 +261,20 @@ def _judge(job: Job, log: str, output: str) -> None:
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.chdir(layout.HOME)
+    # plugins of other packages in the environment have no say in a grade
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    os.environ.pop("PYTEST_ADDOPTS", None)
     import pytest
 
     options = [
         *("-c", str(layout.HOME / "pyproject.toml"), "--rootdir", str(layout.HOME)),
         # the parent has imported what pytest would like to rewrite, to no loss
         *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
-        *("-p", "no:cacheprovider", "-p", "no:xdist", "--tb=short"),
+        *("-p", "_hypothesis_pytestplugin", "-p", "no:cacheprovider"),
         *("--impl", str(job.root), "--findings", log, "--reports", str(job.reports)),
         *([] if job.claims else ["-m", "not claim"]),
         *([f"--maxfail={job.enough}"] if job.enough else []),
+        *(["--tasks", ",".join(job.tasks)] if job.tasks else []),
     ]
     code = pytest.main([str(layout.tests(job.key)), *options])
     sys.stdout.flush()

@@ -60,12 +60,16 @@ class Example:
 
     def run(self, impl: Any, task: str, args: tuple[Any, ...]) -> Any:
         """Call the task once."""
+        return self.ready(impl, task, args)()
+
+    def ready(self, impl: Any, task: str, args: tuple[Any, ...]) -> Callable[[], Any]:
+        """The call, with its module already built: drawing initial weights is no part of it."""
         kwargs = tree_map(lambda leaf: _copy(leaf, torch.float64), self.kwargs)
         if self.module is not None:
-            return self.build(impl, args)(*args, **kwargs)
+            return functools.partial(self.build(impl, args), *args, **kwargs)
         if self.call is not None:
-            return self.call(impl, *args, **kwargs)
-        return getattr(impl, task)(*args, **kwargs)
+            return functools.partial(self.call, impl, *args, **kwargs)
+        return functools.partial(getattr(impl, task), *args, **kwargs)
 
     def build(self, impl: Any, args: tuple[Any, ...]) -> nn.Module:
         """The module under test, in the dtype of the floating arguments."""
@@ -174,8 +178,9 @@ def test_gradients_are_finite_and_right(impl: Any, task: str, example: Example) 
 
 def test_global_state_is_left_alone(impl: Any, task: str, example: Example) -> None:
     """Random states, the default dtype and the gradient mode are as they were."""
+    call = example.ready(impl, task, example.arguments())
     before = _global_state()
-    example.run(impl, task, example.arguments())
+    call()
     after = _global_state()
     changed = [name for name in before if before[name] != after[name]]
     if changed:
@@ -193,8 +198,9 @@ def test_nothing_is_looked_up(impl: Any, task: str, example: Example) -> None:
     imported = _forbidden_imports(impl.__file__)
     if imported:
         raise Mismatch(question, f"the file imports {', '.join(imported)}")
+    call = example.ready(impl, task, example.arguments())
     with _watched() as seen:
-        example.run(impl, task, example.arguments())
+        call()
     if seen:
         raise Mismatch(question, f"the call {seen[0]}")
 

@@ -1,0 +1,40 @@
+"""How far a change of a solution reaches: the tasks that use what was changed."""
+
+from __future__ import annotations
+
+import ast
+
+from paperlings import stubs
+
+
+def reached(source: str, place: str) -> tuple[str, ...]:
+    """The tasks, in order, whose code holds the text `place`, or uses code that does, however indirectly.
+
+    All of them where it stands outside every function and class.
+    """
+    groups = tuple(dict.fromkeys(task.group for task in stubs.tasks(source)))
+    start = source[: source.index(place)].count("\n") + 1
+    lines = range(start, start + place.count("\n") + 1)
+    definitions = {
+        node.name: node
+        for node in ast.parse(source).body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+    }
+    inside = {
+        name
+        for name, node in definitions.items()
+        if any(_first(node) <= line <= (node.end_lineno or 0) for line in lines)
+    }
+    if not inside:
+        return groups
+    uses = {
+        name: {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} & definitions.keys()
+        for name, node in definitions.items()
+    }
+    while more := {name for name, used in uses.items() if used & inside} - inside:
+        inside |= more
+    return tuple(group for group in groups if group in inside)
+
+
+def _first(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> int:
+    return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
