@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from paperlings import layout, loading, teacher
+from paperlings import layout, loading, reach, teacher
 from paperlings.limits import TimeLimit, time_limit
 
 SECONDS = 2.0  # a failing test is diagnosed for no longer
@@ -18,26 +18,34 @@ NAMED = 2  # more likenesses than this say nothing
 
 
 def behaves_like(
-    key: str, test: Callable[..., Any], failures: list[tuple[dict[str, Any], BaseException]]
+    key: str,
+    tasks: tuple[str, ...],
+    test: Callable[..., Any],
+    failures: list[tuple[dict[str, Any], BaseException]],
 ) -> list[str]:
     """What the known mistakes say that answer each failing example as the candidate did.
 
-    test: the plain test function.  failures: its arguments, without `impl`,
-    and what it raised with the candidate.
+    tasks: what the test judges; mistakes that do not reach them are passed over.
+    test: the plain function.  failures: its arguments, without `impl`, and what it raised.
     """
     alike = []
     deadline = time.monotonic() + SECONDS
-    for edit, module in mistakes(key):
+    for edit, module, reached in mistakes(key):
         if time.monotonic() > deadline:
             break
+        if not set(tasks) & set(reached):
+            continue
         if all(_alike(raised, _replay(test, arguments, module)) for arguments, raised in failures):
             alike.append(edit.says)
     return alike if len(alike) <= NAMED else []
 
 
 @functools.cache
-def mistakes(key: str) -> list[tuple[teacher.Edit, ModuleType]]:
-    """Every known mistake of the paper as a module; none where solutions/ has been taken away."""
+def mistakes(key: str) -> list[tuple[teacher.Edit, ModuleType, tuple[str, ...]]]:
+    """Every known mistake of the paper as a module, with the tasks it can change.
+
+    None where solutions/ has been taken away.
+    """
     try:
         known, text = teacher.load(key), teacher.source(key)
     except (teacher.KnowledgeError, OSError):
@@ -47,11 +55,10 @@ def mistakes(key: str) -> list[tuple[teacher.Edit, ModuleType]]:
         path = layout.source(layout.SOLUTIONS, key)
         try:
             wrong = teacher.apply(text, edit, str(i))
-            found.append((edit, loading.load(path, f"mistake_{i}." + key.replace("/", "."), wrong)))
-        except (
-            Exception
-        ):  # a mistake that cannot be imported is nobody's likeness; `mistakes` reports it
+            module = loading.load(path, f"mistake_{i}." + key.replace("/", "."), wrong)
+        except Exception:  # nobody's likeness; `nox -s mistakes` reports it
             continue
+        found.append((edit, module, reach.reached(text, edit.before)))
     return found
 
 

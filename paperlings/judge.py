@@ -257,7 +257,7 @@ class Judge:
                 ({**arguments, **_only(fixed, arguments, function)}, error)
                 for arguments, error in failures
             ]
-            finding.behaves_like = diagnosis.behaves_like(finding.key, function, known)
+            finding.behaves_like = diagnosis.behaves_like(finding.key, test.tasks, function, known)
 
     # ---- reporting
 

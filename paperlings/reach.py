@@ -8,7 +8,7 @@ from paperlings import stubs
 
 
 def reached(source: str, place: str) -> tuple[str, ...]:
-    """The tasks, in order, whose code holds the text `place`, or uses code that does, however indirectly.
+    """The tasks, in order, whose code holds the text `place`, or uses code that does.
 
     All of them where it stands outside every function and class.
     """

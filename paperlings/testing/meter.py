@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode, resolve_name
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -29,8 +29,8 @@ class Measurement:
     operators: dict[str, int] = field(default_factory=dict)
 
     def count(self, name: str) -> int:
-        """How often operators ran whose last word is `name`: count("bmm"), count("linear")."""
-        return sum(times for known, times in self.operators.items() if known.split(".")[-1] == name)
+        """How often the dispatcher ran an operator: count("bmm"), count("addmm")."""
+        return self.operators.get(f"aten.{name}", 0)
 
 
 class _Dispatched(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -58,7 +58,7 @@ class _Called(TorchFunctionMode):
         self.measurement = measurement
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = resolve_name(func) or getattr(func, "__name__", str(func))
+        name = f"torch.{getattr(func, '__name__', func)}"
         self.measurement.operators[name] = self.measurement.operators.get(name, 0) + 1
         return func(*args, **(kwargs or {}))
 
