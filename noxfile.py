@@ -32,10 +32,10 @@ def grade(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Test the kit itself, then every solution with its claim."""
-    _run(session, "-m", "pytest", "tests/kit", "-n", "2", *session.posargs, groups=("tests",))
-    _run(
-        session, "-m", "pytest", "tests/papers", "--impl", "solutions", "-n", "2", groups=("tests",)
-    )
+    pytest = ("-m", "pytest", "-n", "2")
+    kit = ("tests/kit", "--assert=rewrite", "--dist", "loadfile")
+    _run(session, *pytest, *kit, *session.posargs, groups=("tests",))
+    _run(session, *pytest, "tests/papers", "--impl", "solutions", groups=("tests",))
 
 
 @nox.session

@@ -76,7 +76,6 @@ def warm() -> None:
     import hypothesis.extra.numpy
     import pytest
     import torch
-    import torch._dynamo  # which the first optimizer of a process would import
 
     import paperlings.plugin
     import paperlings.testing

@@ -35,7 +35,7 @@ def in_words(error: BaseException, module: ModuleType | None, root: Path) -> str
         file = layout.shown(Path(str(module.__file__)))
         return f"{file} defines no {error.name!r}; was it renamed or deleted?"
     if isinstance(error, AssertionError):
-        return str(error).split("\nassert ")[0] or "an assertion failed"
+        return str(error) or "an assertion failed"
     said = f": {error}" if str(error) else ""
     return f"{type(error).__name__}{said[:300]}{_line(error, root)}"
 

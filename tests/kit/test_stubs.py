@@ -146,7 +146,7 @@ def test_a_stub_of_a_stub_cannot_be_made() -> None:
         ("def f():\n    x = 1\n    # Task: late\n    return x\n", 3, "opens a function"),
         ("class C:\n    # Task: in a class\n    x = 1\n", 2, "opens a function"),
         (
-            "def f():\n    # Task: o\n    def g():\n        # Task: i\n        return 1\n    return g\n",
+            "def f():\n    # Task: o\n    def g():\n        # Task: i\n        pass\n    g()\n",
             4,
             "inside",
         ),
