@@ -44,30 +44,40 @@ class Judge:
         self.partial: set[str] = set()  # papers of which not every test was asked for
         self.stuck: dict[tuple[str, str], str] = {}  # (paper, task) -> what stopped it
         self.diagnosed: dict[tuple[str, str], int] = {}
-        self.log = config.getoption("--findings")
-        self.begun: set[tuple[str, str]] = set()  # tests that an earlier process began
-        self.left = 0  # tests still to run
-        self._resume()
+        self.diagnoses = True
+        self.log: str | None = None  # where findings are written, when a grader runs the session
+        self.begun: set[str] = set()  # tests that an earlier process of the grader's began
 
-    def _resume(self) -> None:
-        """Where --findings names a file with findings, only the tests it does not name are still to
-        run.
+    def take_over(self, root: Path, log: str, diagnoses: bool) -> None:
+        """Judge what lies under `root` for a grader, and write every finding to `log`.
+
+        A test that the log names already is not begun again: an earlier process did.
         """
-        if self.log is None or not Path(self.log).exists():
+        self.root, self.log, self.diagnoses = root, log, diagnoses
+        if not Path(log).exists():
             return
-        for line in Path(self.log).read_text(encoding="utf-8").splitlines():
+        for line in Path(log).read_text(encoding="utf-8").splitlines():
             try:
                 event = json.loads(line)
-            except json.JSONDecodeError:
+            except json.JSONDecodeError:  # a killed process may leave half a line
                 continue
-            if "started" in event:
-                self.begun.add((event["key"], event["started"]))
-            if "status" in event:
-                self.begun.add((event["key"], event["test"]))
-            if event.get("stuck"):
+            self.begun |= {event[word] for word in ("started", "test") if word in event}
+            if "stuck" in event:
                 test = expected.of(event["key"]).get(event["stuck"])
                 for task in test.tasks if test else ():
                     self.stuck.setdefault((event["key"], task), f"{event['stuck']} {event['how']}")
+
+    def is_to_run(self, item: pytest.Item, key: str, tasks: tuple[str, ...], claims: bool) -> bool:
+        """Whether a grader asks for the item: of that paper, of those tasks if any,
+        not begun before.
+        """
+        name = expected.base(item.name)
+        test = expected.of(key).get(name)
+        if item.stash.get(PAPER, "") != key or name in self.begun:
+            return False
+        if test is None:
+            return not tasks
+        return (claims or not test.claim) and (not tasks or bool(set(test.tasks) & set(tasks)))
 
     # ---- collection
 
@@ -86,7 +96,6 @@ class Judge:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = [item for item in items if self._is_asked_for(item)]
         for item in items:
             key = layout.tested_by(item.path)
             if key is None or not isinstance(item, pytest.Function):
@@ -104,20 +113,6 @@ class Judge:
                 item.stash.get(PAPER, ""),
                 item.get_closest_marker("claim") is not None,
             )
-        )
-
-    def _is_asked_for(self, item: pytest.Item) -> bool:
-        key, only = layout.tested_by(item.path), self.config.getoption("--tasks")
-        if key is None or only is None:
-            return not self._has_begun(item)
-        test = expected.of(key).get(expected.base(item.name))
-        mine = test is not None and set(test.tasks) & set(only.split(","))
-        return bool(mine) and not self._has_begun(item)
-
-    def _has_begun(self, item: pytest.Item) -> bool:
-        return (
-            bool(self.begun)
-            and (layout.tested_by(item.path), expected.base(item.name)) in self.begun
         )
 
     def pytest_deselected(self, items: list[pytest.Item]) -> None:
@@ -240,6 +235,8 @@ class Judge:
         test = expected.of(finding.key).get(finding.test)
         if test is None or test.claim or "impl" not in item.funcargs or not test.tasks:
             return
+        if not self.diagnoses:
+            return
         place = (finding.key, test.tasks[0])
         if self.diagnosed.get(place, 0) >= DIAGNOSED:
             return
@@ -311,17 +308,6 @@ class Judge:
         lines = [verdict.headline(v) for v in verdicts]
         failing = next((v for v in verdicts if v.first_failure), None)
         return [*lines, "", *verdict.screen(failing)] if failing else lines
-
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        self.left = len(session.items)
-
-    def pytest_runtest_logfinish(self) -> None:
-        self.left -= 1
-
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        # the code under test can end the session too, and then tests are left
-        if self.left == 0 or session.shouldfail:
-            self.write({"finished": True})
 
     def write(self, event: dict[str, Any]) -> None:
         if self.log is not None:

@@ -22,8 +22,6 @@ from paperlings import (
 )
 from paperlings.verdict import FAILED, PASSED
 
-ENOUGH = 6  # failing tests after which a mistake is known to be caught; the first few are diagnosed
-
 
 @dataclass
 class Rates:
@@ -63,7 +61,7 @@ def measure(keys: list[str]) -> list[Rates]:
         jobs = [job for key in keys for job in _jobs(key, Path(folder))]
         for key in keys:
             diagnosis.mistakes(key)  # once, before the processes part
-        for run in runner.run(jobs):
+        for run in runner.run_many(jobs):
             _judge(run, rates[run.job.key])
     return list(rates.values())
 
@@ -86,10 +84,10 @@ def variants(key: str) -> dict[str, tuple[str, tuple[str, ...]]]:
 def _jobs(key: str, folder: Path) -> list[runner.Job]:
     jobs = []
     for label, (text, tasks) in variants(key).items():
-        root = folder / label.replace(" ", "-")
+        root = folder / key / label.replace(" ", "-")
         files.write(layout.source(root, key), text)
-        enough = ENOUGH if label.startswith("mistake") else 0
-        jobs.append(runner.Job(key, root, folder, False, enough, label, tasks))
+        diagnosis = runner.UNTIL_NAMED if label.startswith("mistake") else runner.NONE
+        jobs.append(runner.Job(key, root, folder, False, tasks, diagnosis, label))
     return jobs
 
 

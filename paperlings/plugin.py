@@ -25,10 +25,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--reports", default=None, metavar="DIR", help="where figures go (default: reports/)"
     )
-    group.addoption("--tasks", default=None, metavar="NAMES", help="only tests of these tasks")
-    group.addoption(
-        "--findings", default=None, metavar="FILE", help="write what each test found as JSON lines"
-    )
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -83,4 +79,4 @@ def _register_profiles(config: pytest.Config) -> None:
     settings.register_profile("grade", **common, phases=(Phase.explicit, Phase.generate))
     settings.register_profile("explore", **{**common, "derandomize": False, "max_examples": 200})
     if not config.getoption("--hypothesis-profile", None):
-        settings.load_profile("grade" if config.getoption("--findings") else "learn")
+        settings.load_profile("learn")

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -23,26 +25,31 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from paperlings import expected, layout, stubs, verdict
+from paperlings.judge import Judge
 from paperlings.verdict import FAILED, UNVERIFIED, Finding
 
 GRACE = 5.0  # seconds beyond a test's own limit, after which its process is killed
+ENOUGH = 6  # failed tests of which none is named, after which nobody will name it
+USUAL, UNTIL_NAMED, NONE = "usual", "until named", "none"
 OUTPUT = 64 << 20  # bytes a child may write into any one file
 
 
 @dataclass(frozen=True)
 class Job:
-    """One paper under one root. claims: its claim is run too. enough: failed tests after which
-    to stop (0: never). tasks: only their tests are run; all tests without.
+    """One paper under one root. claims: its claim is run too. tasks: only their tests are run;
+    all tests without. diagnosis: USUAL, UNTIL_NAMED (and then stop) or NONE.
     """
 
     key: str
     root: Path
     reports: Path = layout.REPORTS
     claims: bool = True
-    enough: int = 0
-    label: str = ""
     tasks: tuple[str, ...] = ()
+    diagnosis: str = USUAL
+    label: str = ""
 
 
 @dataclass
@@ -74,28 +81,42 @@ def warm() -> None:
     if _context().get_start_method() != "fork":
         return
     import hypothesis.extra.numpy
-    import pytest
     import torch
 
     import paperlings.plugin
     import paperlings.testing
 
-    assert all((hypothesis, pytest, torch, paperlings.plugin, paperlings.testing))
+    assert all((hypothesis, torch, paperlings.plugin, paperlings.testing))
     gc.collect()
     gc.freeze()
 
 
+def run_many(jobs: list[Job]) -> list[Run]:
+    """As `run`, for many jobs of few papers: their tests are collected once,
+    before the processes part.
+    """
+    runs: list[Run] = []
+    if _context().get_start_method() == "fork":
+        keys = list(dict.fromkeys(job.key for job in jobs))
+        with contextlib.redirect_stdout(io.StringIO()):
+            options = ["-s", "--impl", str(layout.SOLUTIONS)]
+            _pytest(keys, options, lambda session: runs.extend(run(jobs, session=session)))
+    return runs or run(jobs)
+
+
 def run(
-    jobs: Iterable[Job], done: Callable[[Run], None] = lambda run: None, workers: int = 0
+    jobs: Iterable[Job],
+    done: Callable[[Run], None] = lambda run: None,
+    session: pytest.Session | None = None,
 ) -> list[Run]:
     """Run every job, some side by side, and call `done` as each ends.
     The runs come back in the order of the jobs.
     """
-    children = [_Child(job) for job in jobs]
+    children = [_Child(job, session) for job in jobs]
     order = [child.run for child in children]
     waiting = [child for child in children if child.can_start()]
     running: list[_Child] = []
-    workers = workers or os.cpu_count() or 1
+    workers = os.cpu_count() or 1
     try:
         while waiting or running:
             while waiting and len(running) < workers:
@@ -117,8 +138,9 @@ def run(
 class _Child:
     """The processes of one job, one after another until every test has begun."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Job, session: pytest.Session | None):
         self.run = Run(job)
+        self.session = session
         self.process: Any = None
         self.folder = tempfile.TemporaryDirectory(prefix="paperlings-", ignore_cleanup_errors=True)
         self.log = Path(self.folder.name) / "findings.jsonl"
@@ -144,7 +166,7 @@ class _Child:
         self.heard = time.monotonic()
         self.seen = len(self._events())
         self.process = _context().Process(
-            target=_judge, args=(self.run.job, str(self.log), str(self.output)), daemon=False
+            target=_judge, args=(self.run.job, str(self.log), str(self.output), self.session)
         )
         self.process.start()
 
@@ -247,8 +269,8 @@ class _Child:
         self.folder.cleanup()
 
 
-def _judge(job: Job, log: str, output: str) -> None:
-    """In the child: run the paper's tests, and write what they find to `log`."""
+def _judge(job: Job, log: str, output: str, session: pytest.Session | None) -> None:
+    """In the child: run the job's tests, of `session` if that has collected them already."""
     if hasattr(os, "setsid"):
         os.setsid()
     if sys.platform != "win32":
@@ -260,24 +282,54 @@ def _judge(job: Job, log: str, output: str) -> None:
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.chdir(layout.HOME)
+    if session is None:
+        options = ["--impl", str(job.root), "--reports", str(job.reports)]
+        _pytest([job.key], options, lambda collected: _loop(collected, job, log))
+    else:
+        _loop(session, job, log)
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def _pytest(keys: list[str], options: list[str], loop: Callable[[pytest.Session], None]) -> None:
+    """Collect the tests of papers and hand them to `loop`, in place of pytest's own."""
+
+    class Plugin:
+        @pytest.hookimpl(tryfirst=True)
+        def pytest_runtestloop(self, session: pytest.Session) -> bool:
+            if session.testsfailed:
+                raise session.Interrupted("the tests cannot be collected")
+            loop(session)
+            return True
+
     # plugins of other packages in the environment have no say in a grade
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     os.environ.pop("PYTEST_ADDOPTS", None)
-    import pytest
-
-    options = [
+    common = [
         *("-c", str(layout.HOME / "pyproject.toml"), "--rootdir", str(layout.HOME)),
-        # the parent has imported what pytest would like to rewrite, to no loss
-        *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
-        *("-p", "_hypothesis_pytestplugin", "-p", "no:cacheprovider"),
-        *("--impl", str(job.root), "--findings", log, "--reports", str(job.reports)),
-        *([] if job.claims else ["-m", "not claim"]),
-        *([f"--maxfail={job.enough}"] if job.enough else []),
-        *(["--tasks", ",".join(job.tasks)] if job.tasks else []),
+        *("-p", "_hypothesis_pytestplugin", "--hypothesis-profile=grade"),
+        *("-p", "no:cacheprovider"),
     ]
-    code = pytest.main([str(layout.tests(job.key)), *options])
-    sys.stdout.flush()
-    os._exit(int(code))
+    paths = [str(layout.tests(key)) for key in keys]
+    pytest.main([*paths, *common, *options], plugins=[Plugin()])
+
+
+def _loop(session: pytest.Session, job: Job, log: str) -> None:
+    """Run the tests that the job asks for, and write what they find to `log`."""
+    judge = session.config.pluginmanager.get_plugin("paperlings-judge")
+    assert isinstance(judge, Judge), "the plugin registers it"
+    judge.take_over(job.root, log, diagnoses=job.diagnosis != NONE)
+    items = [
+        item for item in session.items if judge.is_to_run(item, job.key, job.tasks, job.claims)
+    ]
+    for item, following in itertools.zip_longest(items, items[1:]):
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        failed = [f for f in judge.findings.get(job.key, []) if f.status == FAILED]
+        named = any(finding.behaves_like for finding in failed)
+        if job.diagnosis == UNTIL_NAMED and (named or len(failed) >= ENOUGH):
+            break
+    # where the code under test ends the session, this line is not reached
+    judge.write({"finished": True})
 
 
 def _how_it_ended(code: int | None) -> str:
