@@ -40,7 +40,7 @@ def reference(request: pytest.FixtureRequest) -> Oracle:
     key = _key(request)
     path = layout.source(layout.REFERENCE, key)
     try:
-        return Oracle(loading.load(path, "reference." + key.replace("/", ".")))
+        return Oracle(loading.load(path, "oracle." + key.replace("/", ".")))
     except Exception as error:
         trouble = f"{layout.shown(path)} cannot be loaded: {type(error).__name__}: {error}"
         _judge(request).write({"trouble": trouble})

@@ -218,7 +218,7 @@ def show(result: dict[str, Any], runs: list[runner.Run], unwritten: int, reports
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else 80, highlight=False)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
     for heading, kind in (
         ("track", "left"),
         ("paper", "left"),
@@ -242,6 +242,9 @@ def show(result: dict[str, Any], runs: list[runner.Run], unwritten: int, reports
             )
             console.print(run.trouble, markup=False)
     verdicts = [run.verdict() for run in runs if not run.trouble]
+    if len(verdicts) == 1:
+        for line in verdict.standing(verdicts[0]):
+            console.print(line, markup=False)
     failing = next((v for v in verdicts if v.first_failure), None)
     if failing and failing.first_failure:
         console.print()

@@ -67,7 +67,13 @@ class Run:
         """
         key = self.job.key
         if not self.trouble:
-            return verdict.of_paper(key, self.findings, partial=bool(self.job.tasks))
+            left_out = (
+                [] if self.job.claims else [t.name for t in expected.of(key).values() if t.claim]
+            )
+            unverified = [
+                Finding(key, t, UNVERIFIED, what="claims were left out") for t in left_out
+            ]
+            return verdict.of_paper(key, [*self.findings, *unverified], bool(self.job.tasks))
         with contextlib.suppress(stubs.StubError, OSError):
             tasks = [verdict.TaskVerdict(name, UNVERIFIED, 0, 0) for name in stubs.groups(key)]
             return verdict.PaperVerdict(key, tasks, UNVERIFIED, {})

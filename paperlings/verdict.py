@@ -155,7 +155,16 @@ def screen(verdict: PaperVerdict) -> list[str]:
     """The verdict of one paper in at most 25 lines of 80 columns: what passed,
     and the first failure whole.
     """
-    lines = [headline(verdict)]
+    lines = [headline(verdict), *standing(verdict)]
+    if verdict.first_failure:
+        lines += ["", *with_likeness(verdict)]
+    # a command is for copying, so it is never wrapped
+    return [*lines, f"  {'next':<{LABEL}}{following(verdict)}"]
+
+
+def standing(verdict: PaperVerdict) -> list[str]:
+    """The tasks by verdict, and the claim."""
+    lines = []
     for status in STATUSES:
         names = [_named(task) for task in verdict.tasks if task.status == status]
         if names:
@@ -166,10 +175,7 @@ def screen(verdict: PaperVerdict) -> list[str]:
         )
         detail = f": {claim.what}" if claim and verdict.claim in (TODO, UNVERIFIED) else ""
         lines += _labelled("claim", verdict.claim + detail, 2)
-    if verdict.first_failure:
-        lines += ["", *with_likeness(verdict)]
-    # a command is for copying, so it is never wrapped
-    return [*lines, f"  {'next':<{LABEL}}{following(verdict)}"]
+    return lines
 
 
 def headline(verdict: PaperVerdict) -> str:

@@ -4,7 +4,6 @@ the counterexample and what was printed.
 
 from __future__ import annotations
 
-import json
 import traceback
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +15,7 @@ from paperlings import layout, loading
 from paperlings.limits import TimeLimit
 from paperlings.outcomes import Stuck, Waiting
 
+SHOWN = 100  # numbers of a tensor that are looked at
 LINE = 120  # characters of one value of a counterexample
 
 
@@ -69,14 +69,20 @@ def _value(label: str, value: Any) -> str:
     import torch
 
     if isinstance(value, torch.Tensor):
-        numbers = (
-            json.dumps(value.detach().tolist(), default=str).replace(".0,", ",").replace(".0]", "]")
-        )
-        text = f"{label} {tuple(value.shape)} = {numbers}"
+        few = value.detach().flatten()[:SHOWN] if value.numel() > SHOWN else value.detach()
+        more = ", first of them" if value.numel() > SHOWN else ""
+        text = f"{label} {tuple(value.shape)}{more} = {_numbers(few.tolist())}"
     else:
         text = f"{label} = {value!r}"
     text = " ".join(text.split())
     return text if len(text) <= LINE else text[: LINE - 3] + "..."
+
+
+def _numbers(value: Any) -> str:
+    """Nested lists of numbers, to four digits: [[0, 1.5], [-2, 1e-06]]."""
+    if isinstance(value, list):
+        return f"[{', '.join(_numbers(item) for item in value)}]"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def printed(item: pytest.Item) -> str:

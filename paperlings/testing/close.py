@@ -196,7 +196,8 @@ def _worst(a: np.ndarray, e: np.ndarray, wrong: np.ndarray, error: np.ndarray, w
     index = np.unravel_index(int(error.argmax()), a.shape)
     at = f" at {[int(i) for i in index]}" if index else ""
     got, want = a[index].item(), e[index].item()
-    return f"actual {_number(got)}, expected {_number(want)}{at}{where} ({_count(wrong)} wrong)"
+    count = f" ({_count(wrong)} wrong)" if wrong.size > 1 else ""
+    return f"actual {_number(got)}, expected {_number(want)}{at}{where}{count}"
 
 
 def _count(flags: np.ndarray) -> str:

@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from paperlings.testing.close import TOLERANCE, Mismatch, assert_close, unchanged
 
+ANSWERS = {"reference", "solutions"}
 STEP = 1e-5  # of central differences; their error is about STEP^2 and 1e-16 / STEP
 DIFFERENCES = 1e-6  # so this is the tolerance they allow, relative to the largest gradient
 
@@ -300,7 +301,7 @@ def _forbidden_imports(path: str) -> tuple[str, ...]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             names = [node.module or ""]
-        found += [name for name in names if name.split(".")[0] in {"reference", "solutions"}]
+        found += [name for name in names if name.split(".")[0] in ANSWERS]
     return tuple(found)
 
 
@@ -326,7 +327,7 @@ def _install() -> None:
                 innocent
             ):
                 _listeners[-1].append(f"opens {path}")
-        elif event == "import" and str(args[0]).split(".")[0] in {"reference", "solutions"}:
+        elif event == "import" and str(args[0]).split(".")[0] in ANSWERS:
             _listeners[-1].append(f"imports {args[0]}")
 
     sys.addaudithook(hook)
@@ -336,8 +337,12 @@ def _install() -> None:
 def _watched() -> Iterator[list[str]]:
     _install()
     seen: list[str] = []
+    # what an earlier call has imported would be found in silence
+    known = [name for name in sys.modules if name.split(".")[0] in ANSWERS]
+    kept = {name: sys.modules.pop(name) for name in known}
     _listeners.append(seen)
     try:
         yield seen
     finally:
         _listeners.pop()
+        sys.modules.update(kept)

@@ -51,6 +51,17 @@ def test_a_right_answer_gets_everything(house) -> None:
     assert int(suite.get("tests", "0")) > 20
 
 
+def test_a_claim_left_out_is_unverified(house) -> None:
+    """--no-claims says nothing about the claim, neither good nor bad."""
+    house.file("exercises").write_text(house.solution())
+    done = house.run("paperlings", "grade", "--no-claims")
+    assert "2 passed, 0 failed, 0 todo, 0 unverified. 0 of 1 claims pass." in done.stdout
+    assert (
+        json.loads((house.home / "reports/grade.json").read_text())["papers"][0]["claim"]
+        == "unverified"
+    )
+
+
 def test_a_failure_is_in_every_report(house) -> None:
     """Table, JSON, page and JUnit tell the same, and the JSON keeps to its schema."""
     house.file("exercises").write_text(house.solution().replace("-torch.xlogy", "torch.xlogy"))
