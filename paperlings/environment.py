@@ -100,6 +100,10 @@ def _make(home: Path, executable: str) -> None:
         shutil.rmtree(home)
     venv.create(home, with_pip=True)
     _pip(executable, ["-c", str(CONSTRAINTS), *requirements()])
+    activate = (
+        f"{home.name}\\Scripts\\activate" if os.name == "nt" else f"source {home.name}/bin/activate"
+    )
+    _say(f"{home.name} is ready. To run pytest in it yourself: {activate}")
 
 
 def _pip(executable: str, arguments: list[str]) -> None:
