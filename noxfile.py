@@ -40,9 +40,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def mistakes(session: nox.Session) -> None:
-    """Test the tests: known mistakes are caught and named, right variants accepted,
-    stubs pass nothing.
-    """
+    """Test the tests: wrong answers are caught and named, right ones accepted."""
     _run(session, "-m", "paperlings", "mistakes", *session.posargs)
 
 
