@@ -13,7 +13,7 @@ import pytest
 
 from paperlings import layout, loading
 from paperlings.limits import TimeLimit
-from paperlings.outcomes import Stuck, Waiting
+from paperlings.outcomes import KitFault, Stuck, Waiting
 
 SHOWN = 100  # numbers of a tensor that are looked at
 LINE = 120  # characters of one value of a counterexample
@@ -25,7 +25,7 @@ def in_words(error: BaseException, module: ModuleType | None, root: Path) -> str
 
     if isinstance(error, Mismatch):
         return error.difference
-    if isinstance(error, loading.Unloadable | Stuck | Waiting):
+    if isinstance(error, loading.Unloadable | Stuck | Waiting | KitFault):
         return str(error)
     if isinstance(error, TimeLimit):
         return f"the test {error}: it did not come to an end{_line(error, root)}"
@@ -34,6 +34,11 @@ def in_words(error: BaseException, module: ModuleType | None, root: Path) -> str
     if isinstance(error, AttributeError) and module is not None and error.obj is module:
         file = layout.shown(Path(str(module.__file__)))
         return f"{file} defines no {error.name!r}; was it renamed or deleted?"
+    if type(error).__name__.startswith("Flaky"):
+        return (
+            "the same call gives another answer the second time: "
+            "is something drawn at random, or kept between calls?"
+        )
     if isinstance(error, AssertionError):
         return str(error) or "an assertion failed"
     said = f": {error}" if str(error) else ""

@@ -44,6 +44,15 @@ def test_a_paper_is_whole(key: str) -> None:
 
 
 @pytest.mark.parametrize("key", KEYS)
+def test_the_readme_gives_its_numbers(key: str) -> None:
+    """The rates that are published are of the lists as they are; `nox -s mistakes` proves them."""
+    known = teacher.load(key)
+    mistakes, equivalents = len(known.mistakes), len(known.equivalents)
+    row = f"| {mistakes} of {mistakes} | {equivalents} of {equivalents} | 0 |"
+    assert row in (HOME / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("key", KEYS)
 def test_dependencies_point_one_way(key: str) -> None:
     """Solutions and oracles import neither each other nor the kit; an oracle knows no torch."""
     ours = {"paperlings", "reference", "solutions", "exercises", "kernels", "tests"}

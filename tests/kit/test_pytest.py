@@ -170,6 +170,40 @@ def test_the_same_source_a_second_later_is_read_anew(house) -> None:
     assert house.run("pytest", "-m", "not claim").returncode == 1
 
 
+def test_a_broken_oracle_is_never_passed_over(house) -> None:
+    """Where the kit cannot judge, pytest fails: unverified is for machines,
+    not for mistakes of ours.
+    """
+    house.file("reference").write_text("import no_such_package\n")
+    done = house.run("pytest", "--impl", "solutions")
+    assert done.returncode == 1
+    assert "reference/demo/softmax.py cannot be loaded" in done.stdout
+
+
+def test_an_answer_that_changes_is_said_to(house) -> None:
+    """A candidate that draws at random is told so, not shown the tool's own words."""
+    noisy = "    return torch.rand(p.shape[:-1], dtype=p.dtype)"
+    text = house.solution()
+    house.file("exercises").write_text(text[: text.index("    # Task: what")] + noisy + "\n")
+    done = house.run("pytest", "-k", "test_entropy_is")
+    assert done.returncode == 1
+    assert "Flaky" not in done.stdout
+    assert re.search("gives another answer|actual", done.stdout)
+
+
+def test_a_time_out_is_called_one(house) -> None:
+    """It says how long it waited, with what, and where the code was."""
+    loop = house.solution().replace(
+        "    # Task: what", "    while p.sum() > -1: pass\n    # Task: what"
+    )
+    house.file("exercises").write_text(loop)
+    done = house.run("pytest", "-m", "not claim")
+    text = " ".join(done.stdout.split())
+    assert "time-out the test stopped after 10 s: it did not come to an end" in text
+    assert "with p (2, 3) = [[0, 0, 0], [0, 0, 0]]" in text
+    assert "in entropy" in text
+
+
 def test_a_wrong_impl_is_a_usage_error(shared) -> None:
     """A folder that does not exist is named."""
     done = shared.run("pytest", "--impl", "nowhere")
