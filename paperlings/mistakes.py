@@ -139,13 +139,13 @@ def show(rates: list[Rates]) -> None:
     from rich.table import Table
 
     console = Console(highlight=False)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("paper")
     for heading in ("caught", "named", "accepted", "vacuous", "seconds"):
         table.add_column(heading, justify="right")
     for rate in rates:
         table.add_row(
-            rate.key,
+            rate.key.split("/")[1],
             f"{rate.caught} of {rate.mistakes}",
             f"{rate.named} of {rate.mistakes}",
             f"{rate.accepted} of {rate.equivalents}",

@@ -27,7 +27,7 @@ def test_a_whole_paper_is_without_fault(shared) -> None:
     status, said = faults(shared)
     assert status == 0, said
     assert "10 of 10 mistakes caught, 2 of 2 equivalents accepted." in said
-    assert re.search(r"demo/softmax 10 of 10 10 of 10 2 of 2 0 ", said)
+    assert re.search(r"softmax 10 of 10 10 of 10 2 of 2 0 ", said)
 
 
 def test_a_mistake_that_survives_is_reported(house) -> None:
