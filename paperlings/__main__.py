@@ -111,9 +111,8 @@ def _new(options: argparse.Namespace) -> int:
 
 
 def _root(name: str) -> Path:
-    for path in (Path(name), layout.HOME / name):
-        if path.is_dir():
-            return path.resolve()
+    if path := layout.folder(name, Path.cwd()):
+        return path
     raise UsageError(
         f"--impl {name}: no such folder; it should hold <track>/<paper>.py, as exercises/ does"
     )

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from paperlings import layout, loading
-from paperlings.judge import STATUS, Judge
+from paperlings.judge import STATUS, judge_of
 from paperlings.outcomes import KitFault
 from paperlings.spare import spare_the_compiler
 from paperlings.verdict import FAILED, PASSED
@@ -25,7 +25,7 @@ def impl(request: pytest.FixtureRequest) -> ModuleType:
     torch.set_num_threads(1)  # tiny tensors, and the same sums on every machine
     spare_the_compiler()
     gc.freeze()  # what has been imported stays; looking through it again costs half a second
-    judge = _judge(request)
+    judge = judge_of(request.config)
     key = _key(request)
     judge.write({"importing": key})
     try:
@@ -43,7 +43,7 @@ def reference(request: pytest.FixtureRequest) -> Oracle:
         return Oracle(loading.load(path, "oracle." + key.replace("/", ".")))
     except Exception as error:
         trouble = f"{layout.shown(path)} cannot be loaded: {type(error).__name__}: {error}"
-        _judge(request).write({"trouble": trouble})
+        judge_of(request.config).write({"trouble": trouble})
         raise KitFault(trouble) from error
 
 
@@ -52,7 +52,7 @@ def figure(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Any]]:
     """`figure(caption)` makes a matplotlib Figure, which is saved among the reports when the test
     passes.
     """
-    judge = _judge(request)
+    judge = judge_of(request.config)
     path = judge.figures / f"{_key(request)}.png"
     made: list[tuple[str, Any]] = []
 
@@ -68,12 +68,6 @@ def figure(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Any]]:
         path.parent.mkdir(parents=True, exist_ok=True)
         caption, drawn = made[-1]
         drawn.savefig(path, dpi=120, metadata={"Description": caption})
-
-
-def _judge(request: pytest.FixtureRequest) -> Judge:
-    judge = request.config.pluginmanager.get_plugin("paperlings-judge")
-    assert isinstance(judge, Judge), "the plugin registers it"
-    return judge
 
 
 def _key(request: pytest.FixtureRequest) -> str:

@@ -4,6 +4,7 @@ and the one screen a failing paper prints.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import json
@@ -20,6 +21,7 @@ from paperlings.limits import TimeLimit, time_limit
 from paperlings.outcomes import KitFault, Stuck, Unverified, Waiting
 from paperlings.verdict import FAILED, PASSED, TODO, UNVERIFIED, Finding
 
+NAME = "paperlings-judge"  # under which the plugin registers it
 SECONDS = 10.0  # an ordinary test is stopped after so long
 CLAIM_SECONDS = 20.0  # of CPU time that a claim may use; it is stopped at PATIENCE times that
 PATIENCE = 5.0  # slow or busy machines
@@ -54,13 +56,7 @@ class Judge:
         A test that the log names already is not begun again: an earlier process did.
         """
         self.root, self.log, self.diagnoses = root, log, diagnoses
-        if not Path(log).exists():
-            return
-        for line in Path(log).read_text(encoding="utf-8").splitlines():
-            try:
-                event = json.loads(line)
-            except json.JSONDecodeError:  # a killed process may leave half a line
-                continue
+        for event in events(Path(log)):
             self.begun |= {event[word] for word in ("started", "test") if word in event}
             if "stuck" in event:
                 test = expected.of(event["key"]).get(event["stuck"])
@@ -313,6 +309,27 @@ class Judge:
         if self.log is not None:
             with open(self.log, "a", encoding="utf-8") as file:
                 file.write(json.dumps(event) + "\n")
+
+
+def judge_of(config: pytest.Config) -> Judge:
+    """The judge of a session, which the plugin registers."""
+    judge = config.pluginmanager.get_plugin(NAME)
+    assert isinstance(judge, Judge), "the plugin registers it"
+    return judge
+
+
+def events(log: Path) -> list[dict[str, Any]]:
+    """What a judge has written to `log` so far."""
+    if not log.exists():
+        return []
+    found = []
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        # a killed process may leave half a line
+        with contextlib.suppress(json.JSONDecodeError):
+            event = json.loads(line)
+            if isinstance(event, dict):
+                found.append(event)
+    return found
 
 
 class PaperModule(pytest.Module):

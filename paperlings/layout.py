@@ -43,6 +43,14 @@ def written() -> list[str]:
     return sorted(key for key in keys if tests(key).exists())
 
 
+def folder(name: str, here: Path) -> Path | None:
+    """The folder called `name`, seen from `here` or else from the house."""
+    for path in (here / name, HOME / name):
+        if path.is_dir():
+            return path.resolve()
+    return None
+
+
 def shown(path: Path) -> str:
     """A path as a person should read it: relative to the house where it lies inside."""
     try:

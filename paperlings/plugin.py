@@ -12,7 +12,7 @@ import pytest
 
 from paperlings import layout
 from paperlings.fixtures import figure, impl, reference
-from paperlings.judge import Judge
+from paperlings.judge import NAME, Judge
 
 __all__ = ["figure", "impl", "reference"]
 
@@ -31,24 +31,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "claim(seconds=20): the paper's headline in miniature")
     root = config.getoption("--impl")
-    path = Path(config.invocation_params.dir, root).resolve() if root else layout.EXERCISES
-    if root and not path.is_dir():
-        fallback = (layout.HOME / root).resolve()
-        if not fallback.is_dir():
-            raise pytest.UsageError(f"--impl {root}: no such folder")
-        path = fallback
-    config.pluginmanager.register(Judge(config, path), "paperlings-judge")
-    config.args = [_test_of(arg, config) for arg in _asked(config)]
+    path = layout.folder(root, config.invocation_params.dir) if root else layout.EXERCISES
+    if path is None:
+        raise pytest.UsageError(f"--impl {root}: no such folder")
+    config.pluginmanager.register(Judge(config, path), NAME)
+    config.args = [_test_of(arg, config) for arg in config.args]
     _register_profiles(config)
-
-
-def _asked(config: pytest.Config) -> list[str]:
-    """The paths on the command line; all papers where none are given below the house."""
-    if config.args_source is pytest.Config.ArgsSource.INVOCATION_DIR:
-        here = config.invocation_params.dir
-        mirrored = _test_of(str(here), config)
-        return [mirrored] if mirrored != str(here) else config.args
-    return list(config.args)
 
 
 def _test_of(argument: str, config: pytest.Config) -> str:

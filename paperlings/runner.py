@@ -28,7 +28,7 @@ from typing import Any
 import pytest
 
 from paperlings import expected, layout, stubs, verdict
-from paperlings.judge import Judge
+from paperlings.judge import events, judge_of
 from paperlings.verdict import FAILED, UNVERIFIED, Finding
 
 GRACE = 5.0  # seconds beyond a test's own limit, after which its process is killed
@@ -170,7 +170,7 @@ class _Child:
     def start(self) -> None:
         self.begun = self.begun or time.monotonic()
         self.heard = time.monotonic()
-        self.seen = len(self._events())
+        self.seen = len(events(self.log))
         self.process = _context().Process(
             target=_judge, args=(self.run.job, str(self.log), str(self.output), self.session)
         )
@@ -182,36 +182,36 @@ class _Child:
         size = self.log.stat().st_size if self.log.exists() else 0
         if size != self.size:
             self.size, self.heard = size, now
-        events = self._events() if not self.process.is_alive() or now - self.heard > GRACE else []
+        silent = now - self.heard
         if self.process.is_alive():
-            limit = next((e["limit"] for e in reversed(events) if "limit" in e), 60.0)
-            if events is not None and now - self.heard > limit + GRACE:
-                self.kill()
-                self._blame(
-                    f"stopped after {now - self.heard:.0f} s: it does not come to an end", True
-                )
-                return self._go_on()
-            return False
+            if silent <= GRACE:
+                return False
+            limit = next((e["limit"] for e in reversed(events(self.log)) if "limit" in e), 60.0)
+            if silent <= limit + GRACE:
+                return False
+            self.kill()
+            self._blame(f"stopped after {silent:.0f} s: it does not come to an end", True)
+            return self._go_on()
         self.process.join()
-        if any(event.get("finished") for event in events[self.seen :]):
+        if any(event.get("finished") for event in events(self.log)[self.seen :]):
             return self._end()
         self._blame(_how_it_ended(self.process.exitcode), False)
         return self._go_on()
 
     def _go_on(self) -> bool:
         """Start another process for the tests not yet begun, if the last one began any."""
-        if len(self._events()) == self.seen:
+        if len(events(self.log)) == self.seen:
             self.run.trouble = self._last_words()
             return self._end()
         self.start()
         return False
 
     def _end(self) -> bool:
-        events = self._events()
+        seen = events(self.log)
         self.run.trouble = self.run.trouble or next(
-            (e["trouble"] for e in events if "trouble" in e), ""
+            (e["trouble"] for e in seen if "trouble" in e), ""
         )
-        self.run.findings = [Finding(**e) for e in events if "status" in e]
+        self.run.findings = [Finding(**e) for e in seen if "status" in e]
         self.run.seconds = time.monotonic() - self.begun
         self.clean()
         return True
@@ -220,18 +220,18 @@ class _Child:
         """Put down what ended the process: to the test that was running,
         or to all where it was the import.
         """
-        events = self._events()[self.seen :]
+        seen = events(self.log)[self.seen :]
         key = self.run.job.key
-        begun = next((e["started"] for e in reversed(events) if "started" in e), None)
+        begun = next((e["started"] for e in reversed(seen) if "started" in e), None)
         if begun is None:
             return
-        importing = sum("importing" in e for e in events) > sum("imported" in e for e in events)
+        importing = sum("importing" in e for e in seen) > sum("imported" in e for e in seen)
         path = layout.shown(layout.source(self.run.job.root, key))
         if importing:
             names = list(expected.of(key))
             what = f"{path} ends the process while it is imported: {what}"
         else:
-            judged = {e["test"] for e in events if "status" in e}
+            judged = {e["test"] for e in seen if "status" in e}
             names = [begun] if begun not in judged else []
         with open(self.log, "a", encoding="utf-8") as file:
             for name in names:
@@ -239,18 +239,6 @@ class _Child:
                 file.write(f"\n{json.dumps(finding.plain())}\n")
                 how = "did not come to an end" if timed_out else "ended the process"
                 file.write(json.dumps({"stuck": name, "key": key, "how": how}) + "\n")
-
-    def _events(self) -> list[dict[str, Any]]:
-        if not self.log.exists():
-            return []
-        events = []
-        for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines():
-            # a killed child may leave half a line
-            with contextlib.suppress(json.JSONDecodeError):
-                event = json.loads(line)
-                if isinstance(event, dict):
-                    events.append(event)
-        return events
 
     def _last_words(self) -> str:
         text = (
@@ -322,8 +310,7 @@ def _pytest(keys: list[str], options: list[str], loop: Callable[[pytest.Session]
 
 def _loop(session: pytest.Session, job: Job, log: str) -> None:
     """Run the tests that the job asks for, and write what they find to `log`."""
-    judge = session.config.pluginmanager.get_plugin("paperlings-judge")
-    assert isinstance(judge, Judge), "the plugin registers it"
+    judge = judge_of(session.config)
     judge.take_over(job.root, log, diagnoses=job.diagnosis != NONE)
     items = [
         item for item in session.items if judge.is_to_run(item, job.key, job.tasks, job.claims)
