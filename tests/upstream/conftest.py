@@ -1,14 +1,21 @@
 """What all comparisons with other people's libraries share: offline, one measure of agreement,
-one table at the end.
+a way to run their code in float64, one table at the end, which reports/upstream.json repeats.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
+import json
 import os
 
 import numpy as np
 import pytest
 import torch
+from packaging.requirements import Requirement
+from torch.overrides import TorchFunctionMode
+
+from paperlings import environment, layout
 
 for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
     os.environ[name] = "1"
@@ -32,18 +39,67 @@ def agrees(record_property):
     return compare
 
 
+class _Double(TorchFunctionMode):
+    """Whoever asks a float64 tensor for less gets float64."""
+
+    LESS = (torch.float32, torch.float16, torch.bfloat16)
+    CASTS = (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        x = args[0] if args else kwargs.get("input")
+        if not isinstance(x, torch.Tensor) or x.dtype != torch.float64:
+            return func(*args, **kwargs)
+        if func in self.CASTS:
+            return x
+        args = [self._raised(value) for value in args]
+        return func(*args, **{name: self._raised(value) for name, value in kwargs.items()})
+
+    def _raised(self, value):
+        return torch.float64 if isinstance(value, torch.dtype) and value in self.LESS else value
+
+
+@pytest.fixture
+def f64():
+    """`with f64():` runs other people's code in float64 although it casts to a dtype of its own."""
+
+    @contextlib.contextmanager
+    def double():
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            with _Double():
+                yield
+        finally:
+            torch.set_default_dtype(before)
+
+    return double
+
+
 def pytest_terminal_summary(terminalreporter):
     """A line a comparison: the largest error over its seeds and sizes."""
-    worst = {}
+    table = {}
     for report in terminalreporter.stats.get("passed", []):
         errors = [value for name, value in report.user_properties if name == "agreement"]
         if errors:
-            test = report.nodeid.split("/")[-1].split("[")[0]
-            worst[test] = max(worst.get(test, 0.0), *errors)
+            file, _, test = report.nodeid.split("/")[-1].partition("::")
+            paper = file.removeprefix("test_").removesuffix(".py")
+            fact = test.split("[")[0].removeprefix("test_").replace("_", " ")
+            row = table.setdefault(paper, {}).setdefault(fact, {"error": 0.0, "comparisons": 0})
+            row["error"] = max(row["error"], *errors)
+            row["comparisons"] += len(errors)
     terminalreporter.section("agreement with upstream")
-    for test, error in worst.items():
-        file, name = test.split("::")
-        paper = file.removeprefix("test_").removesuffix(".py")
-        terminalreporter.write_line(
-            f"{error:8.1e}  {paper}: {name.removeprefix('test_').replace('_', ' ')}"
-        )
+    for paper, rows in table.items():
+        for fact, row in rows.items():
+            terminalreporter.write_line(f"{row['error']:8.1e}  {paper}: {fact}")
+    path = layout.REPORTS / "upstream.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"versions": _versions(), "failed": len(terminalreporter.stats.get("failed", []))}
+    path.write_text(json.dumps(content | {"agreement": table}, indent=1), encoding="utf-8")
+    terminalreporter.write_line(f"written to {layout.shown(path)}")
+
+
+def _versions():
+    """Of everything that was compared with."""
+    names = [Requirement(text).name for text in environment.requirements("upstream")]
+    return {name: importlib.metadata.version(name) for name in names if environment.installed(name)}
