@@ -3,7 +3,8 @@
 from paperlings.outcomes import unverified
 from paperlings.testing.close import Mismatch, assert_close, rejects
 from paperlings.testing.conformance import Example
-from paperlings.testing.meter import Measurement, assert_avoids, measure
+from paperlings.testing.driver import driver
+from paperlings.testing.meter import Measurement, assert_avoids, growth, measure
 from paperlings.testing.strategies import (
     distinct,
     fill,
@@ -21,7 +22,9 @@ __all__ = [
     "assert_avoids",
     "assert_close",
     "distinct",
+    "driver",
     "fill",
+    "growth",
     "indices",
     "logits",
     "masks",

@@ -5,11 +5,13 @@ This is how an exercise whose point is structure is told from one that only give
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -20,12 +22,15 @@ from paperlings.testing.close import Mismatch
 @dataclass
 class Measurement:
     """largest: elements of the largest tensor made.  made: elements of all tensors made.
+    kept: elements of those that outlive the call while its answer is held: the answer, and what
+    autograd keeps.
     operators: names of the functions called, as torch and as its dispatcher know them,
     with how often.
     """
 
     largest: int = 0
     made: int = 0
+    kept: int = 0
     operators: dict[str, int] = field(default_factory=dict)
 
     def count(self, name: str) -> int:
@@ -37,6 +42,7 @@ class _Dispatched(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, measurement: Measurement):
         super().__init__()  # type: ignore[no-untyped-call]
         self.measurement = measurement
+        self.storages: dict[StorageWeakRef, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -49,6 +55,8 @@ class _Dispatched(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if isinstance(leaf, torch.Tensor) and id(leaf) not in given and not func.is_view:
                 m.largest = max(m.largest, leaf.numel())
                 m.made += leaf.numel()
+                storage = StorageWeakRef(leaf.untyped_storage())  # type: ignore[no-untyped-call]
+                self.storages[storage] = leaf.numel()
         return out
 
 
@@ -66,9 +74,31 @@ class _Called(TorchFunctionMode):
 def measure(call: Callable[[], Any]) -> Measurement:
     """Run `call` once and say what it made and used. A backward pass inside the call counts too."""
     measurement = Measurement()
-    with _Called(measurement), _Dispatched(measurement):
-        call()
+    with _Called(measurement), _Dispatched(measurement) as dispatched:
+        answer = call()
+    living = [count for storage, count in dispatched.storages.items() if not storage.expired()]
+    measurement.kept = sum(living)
+    del answer
     return measurement
+
+
+def growth(
+    call: Callable[[int], Callable[[], Any]], small: int, large: int, *, of: str = "largest"
+) -> float:
+    """The power p with which a measure grows, as n^p, from n = small to n = large.
+
+    call: `call(n)` returns what is to be measured at size n, its inputs already made.
+    of: "largest", "made" or "kept", or the name of an operator, whose count is taken.
+    """
+
+    def value(n: int) -> int:
+        measurement = measure(call(n))
+        return getattr(measurement, of) if hasattr(measurement, of) else measurement.count(of)
+
+    first, last = value(small), value(large)
+    if not first:
+        raise Mismatch("Is anything computed at all?", f"at size {small} there is no {of!r}")
+    return math.log(max(last, 1) / first) / math.log(large / small)
 
 
 def assert_avoids(call: Callable[[], Any], *forbidden: str, question: str) -> None:

@@ -21,7 +21,9 @@ from paperlings.testing import (
     assert_avoids,
     conformance,
     distinct,
+    driver,
     fill,
+    growth,
     indices,
     masks,
     measure,
@@ -196,6 +198,31 @@ def test_the_meter_tells_a_whole_matrix_from_tiles() -> None:
     assert largest[tiled, 32] == 2 * largest[tiled, 16] == 32 * 4
 
 
+def test_the_meter_tells_linear_growth_from_quadratic() -> None:
+    """From one length to another, all pairs grow as the square, and sums of blocks do not."""
+
+    def pairs(n: int):
+        x = torch.ones(n, 2)
+        return lambda: (x @ x.T).sum()
+
+    def streamed(n: int):
+        x = torch.ones(n, 2)
+        return lambda: sum((x @ row).sum() for row in x)
+
+    assert growth(pairs, 16, 64) == pytest.approx(2.0)
+    assert growth(streamed, 16, 64) == pytest.approx(1.0)
+    assert growth(streamed, 16, 64, of="mv") == pytest.approx(1.0)
+
+
+def test_the_meter_tells_what_is_kept_for_the_backward_pass() -> None:
+    """exp keeps its answer, a product with a constant keeps nothing new, no_grad nothing at all."""
+    x = torch.ones(5, 5, requires_grad=True)
+    assert measure(lambda: x.exp().sum()).kept == 25 + 1
+    assert measure(lambda: (x * 2.0).sum()).kept == 1
+    assert measure(torch.no_grad()(lambda: x.exp().sum())).kept == 1
+    assert measure(lambda: x.T.T * 2.0).kept == 25
+
+
 def test_the_meter_sees_the_backward_pass_and_counts() -> None:
     """What runs inside the call counts, backward too."""
     x = torch.ones(3, 3, requires_grad=True)
@@ -273,3 +300,50 @@ def test_generators_among_the_arguments_are_copied(seed: int) -> None:
     example = Example((torch.Generator().manual_seed(seed),))
     draws = [torch.rand(2, generator=example.arguments()[0]) for _ in range(2)]
     assert torch.equal(*draws)
+
+
+CONSTANT = (1, 2.5)
+FOREIGN = object()
+
+
+class Helper:
+    def __init__(self, size):
+        self.size = size + CONSTANT[0]
+
+
+def helped(x):
+    return x + Helper(1).size
+
+
+def reads_more(x):
+    return [FOREIGN for _ in x]
+
+
+def test_a_driver_takes_plain_data_and_gives_it_back() -> None:
+    """Tensors, numbers and their containers pass; helpers, classes and constants may be read."""
+    run = driver(lambda impl, x, *, n: {"y": helped(x) * n, "names": ["a", None, torch.float32]})
+    assert run(None, torch.ones(2), n=3)["y"].tolist() == [9.0, 9.0]
+
+
+@pytest.mark.parametrize(
+    ("function", "argument", "named"),
+    [
+        (lambda impl, x: x, nn.Linear(1, 1), "is given a Linear"),
+        (lambda impl, x: {"deep": [x.numpy()]}, torch.ones(1), "returns a ndarray"),
+        (lambda impl, x: FOREIGN, 1, "FOREIGN"),
+        (lambda impl, x: reads_more([x]), 1, "FOREIGN"),
+        (lambda impl, x: pytest, 1, "pytest"),
+    ],
+    ids=["given a module", "returns an array", "reads an object", "through a helper", "a library"],
+)
+def test_a_driver_that_could_not_run_elsewhere_is_refused(function, argument, named) -> None:
+    """Live objects in or out, and names that could not go along, are a TypeError naming them."""
+    with pytest.raises(TypeError, match=named):
+        driver(function)(None, argument)
+
+
+def test_a_driver_closes_over_nothing() -> None:
+    """A variable of an enclosing function could not go along."""
+    secret = 3
+    with pytest.raises(TypeError, match="closes over"):
+        driver(lambda impl: secret)(None)
