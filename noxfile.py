@@ -45,6 +45,12 @@ def mistakes(session: nox.Session) -> None:
 
 
 @nox.session
+def mutants(session: nox.Session) -> None:
+    """Break the solutions by machine: survivors are killed, or explained in the paper's .toml."""
+    _run(session, "-m", "paperlings", "mutants", *session.posargs)
+
+
+@nox.session
 def stubs(session: nox.Session) -> None:
     """Write exercises/ from solutions/; `-- --check` only compares."""
     _run(session, "-m", "paperlings", "stubs", *session.posargs)

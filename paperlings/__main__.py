@@ -57,6 +57,12 @@ def _parser() -> argparse.ArgumentParser:
     mistakes.add_argument("names", nargs="*", metavar="paper|track")
     mistakes.set_defaults(run=_mistakes)
 
+    mutants = verbs.add_parser(
+        "mutants", help="break the solutions by machine, and list what no test notices"
+    )
+    mutants.add_argument("names", nargs="*", metavar="paper|track")
+    mutants.set_defaults(run=_mutants)
+
     generate = verbs.add_parser("stubs", help="write exercises/ from solutions/")
     generate.add_argument(
         "--check", action="store_true", help="write nothing; fail where a stub is out of date"
@@ -88,6 +94,12 @@ def _mistakes(options: argparse.Namespace) -> int:
     from paperlings.mistakes import mistakes
 
     return mistakes(options.names)
+
+
+def _mutants(options: argparse.Namespace) -> int:
+    from paperlings.mutants import mutants
+
+    return mutants(options.names)
 
 
 def _stubs(options: argparse.Namespace) -> int:

@@ -39,6 +39,11 @@ def _replaced(task: Any, kind: str) -> Any:
                 return _answer(super().forward(*args, **kwargs), (args, kwargs), kind)
 
         return Degenerate
+    if isinstance(task, type) and issubclass(task, torch.optim.Optimizer):
+        return _idle(task, kind)
+    if isinstance(task, type) and issubclass(task, torch.autograd.Function):
+        both = ("forward", "backward")
+        return type(task.__name__, (task,), {name: _static(task, name, kind) for name in both})
     if isinstance(task, type):
         return task
 
@@ -47,6 +52,30 @@ def _replaced(task: Any, kind: str) -> Any:
         return _answer(task(*args, **kwargs), (args, kwargs), kind)
 
     return degenerate
+
+
+def _idle(optimizer: Any, kind: str) -> Any:
+    """An optimizer whose step moves nothing, or sets every parameter to zero."""
+    import torch
+
+    class Idle(optimizer):  # type: ignore[misc]
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> Any:
+            before = [p.clone() for group in self.param_groups for p in group["params"]]
+            out = super().step(closure)
+            after = [p for group in self.param_groups for p in group["params"]]
+            for p, old in zip(after, before, strict=True):
+                p.copy_(old if kind == "identity" else torch.zeros_like(p))
+            return out
+
+    return Idle
+
+
+def _static(task: Any, name: str, kind: str) -> Any:
+    def method(ctx: Any, *args: Any) -> Any:
+        return _answer(getattr(task, name)(ctx, *args), args, kind)
+
+    return staticmethod(method)
 
 
 def _answer(out: Any, inputs: Any, kind: str) -> Any:

@@ -58,7 +58,7 @@ def mistakes(key: str) -> list[tuple[teacher.Edit, ModuleType, tuple[str, ...]]]
             module = loading.load(path, f"mistake_{i}." + key.replace("/", "."), wrong)
         except Exception:  # nobody's likeness; `nox -s mistakes` reports it
             continue
-        found.append((edit, module, reach.reached(text, edit.before)))
+        found.append((edit, module, reach.reached(text, reach.lines_of(text, edit.before))))
     return found
 
 

@@ -77,7 +77,7 @@ def variants(key: str) -> dict[str, tuple[str, tuple[str, ...]]]:
     for kind, edits in (("equivalent", known.equivalents), ("mistake", known.mistakes)):
         for i, edit in enumerate(edits, start=1):
             changed = teacher.apply(text, edit, f"{name}: {kind} {i}")
-            found[f"{kind} {i}"] = changed, reach.reached(text, edit.before)
+            found[f"{kind} {i}"] = changed, reach.reached(text, reach.lines_of(text, edit.before))
     return found
 
 

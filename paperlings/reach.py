@@ -7,14 +7,12 @@ import ast
 from paperlings import stubs
 
 
-def reached(source: str, place: str) -> tuple[str, ...]:
-    """The tasks, in order, whose code holds the text `place`, or uses code that does.
+def reached(source: str, lines: range) -> tuple[str, ...]:
+    """The tasks, in order, whose code holds one of the lines, or uses code that does.
 
-    All of them where it stands outside every function and class.
+    All of them where one stands outside every function and class.
     """
     groups = tuple(dict.fromkeys(task.group for task in stubs.tasks(source)))
-    start = source[: source.index(place)].count("\n") + 1
-    lines = range(start, start + place.count("\n") + 1)
     definitions = {
         node.name: node
         for node in ast.parse(source).body
@@ -34,6 +32,12 @@ def reached(source: str, place: str) -> tuple[str, ...]:
     while more := {name for name, used in uses.items() if used & inside} - inside:
         inside |= more
     return tuple(group for group in groups if group in inside)
+
+
+def lines_of(source: str, place: str) -> range:
+    """The lines, counted from 1, that hold the text `place`."""
+    start = source[: source.index(place)].count("\n") + 1
+    return range(start, start + place.count("\n") + 1)
 
 
 def _first(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> int:

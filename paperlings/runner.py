@@ -33,14 +33,15 @@ from paperlings.verdict import FAILED, UNVERIFIED, Finding
 
 GRACE = 5.0  # seconds beyond a test's own limit, after which its process is killed
 ENOUGH = 6  # failed tests of which none is named, after which nobody will name it
-USUAL, UNTIL_NAMED, NONE = "usual", "until named", "none"
+USUAL, NONE = "usual", "none"
+UNTIL_NAMED, UNTIL_FAILED = "until named", "until failed"  # and then stop
 OUTPUT = 64 << 20  # bytes a child may write into any one file
 
 
 @dataclass(frozen=True)
 class Job:
     """One paper under one root. claims: its claim is run too. tasks: only their tests are run;
-    all tests without. diagnosis: USUAL, UNTIL_NAMED (and then stop) or NONE.
+    all tests without. diagnosis: USUAL, NONE, UNTIL_NAMED, or UNTIL_FAILED, which has none either.
     """
 
     key: str
@@ -311,7 +312,7 @@ def _pytest(keys: list[str], options: list[str], loop: Callable[[pytest.Session]
 def _loop(session: pytest.Session, job: Job, log: str) -> None:
     """Run the tests that the job asks for, and write what they find to `log`."""
     judge = judge_of(session.config)
-    judge.take_over(job.root, log, diagnoses=job.diagnosis != NONE)
+    judge.take_over(job.root, log, diagnoses=job.diagnosis in (USUAL, UNTIL_NAMED))
     items = [
         item for item in session.items if judge.is_to_run(item, job.key, job.tasks, job.claims)
     ]
@@ -320,6 +321,8 @@ def _loop(session: pytest.Session, job: Job, log: str) -> None:
         failed = [f for f in judge.findings.get(job.key, []) if f.status == FAILED]
         named = any(finding.behaves_like for finding in failed)
         if job.diagnosis == UNTIL_NAMED and (named or len(failed) >= ENOUGH):
+            break
+        if job.diagnosis == UNTIL_FAILED and failed:
             break
     # where the code under test ends the session, this line is not reached
     judge.write({"finished": True})

@@ -1,5 +1,5 @@
 """What a teacher knows of a paper, from solutions/<track>/<paper>.toml: hints,
-mistakes and equivalents.
+mistakes, equivalents and survivors.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class KnowledgeError(ValueError):
 
 @dataclass(frozen=True)
 class Edit:
-    """A change of the solution's text: a mistake, which `says` what is wrong, or an equivalent,
-    which says nothing.
+    """A change of the solution's text: a mistake, which `says` what is wrong, an equivalent,
+    which says nothing, or a survivor, which says why no test can notice it.
     """
 
     before: str
@@ -33,12 +33,13 @@ class Edit:
 @dataclass(frozen=True)
 class Knowledge:
     """hints: three a task.  mistakes: wrong solutions.  equivalents: right ones,
-    written another way.
+    written another way.  survivors: mutants that are as right as the solution.
     """
 
     hints: dict[str, list[str]]
     mistakes: list[Edit]
     equivalents: list[Edit]
+    survivors: list[Edit]
 
 
 def load(key: str) -> Knowledge:
@@ -51,18 +52,14 @@ def load(key: str) -> Knowledge:
         raise KnowledgeError(f"{name} is missing") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise KnowledgeError(f"{name} cannot be read: {error}") from None
-    unknown = sorted(set(tables) - {"hints", "mistakes", "equivalents"})
+    unknown = sorted(set(tables) - {"hints", "mistakes", "equivalents", "survivors"})
     if unknown:
         raise KnowledgeError(f"{name}: unknown table {unknown[0]!r}")
     return Knowledge(
         hints=tables.get("hints", {}),
-        mistakes=[
-            _edit(t, f"{name}: mistake {i}", says=True) for i, t in _numbered(tables, "mistakes")
-        ],
-        equivalents=[
-            _edit(t, f"{name}: equivalent {i}", says=False)
-            for i, t in _numbered(tables, "equivalents")
-        ],
+        mistakes=_edits(tables, "mistakes", name, "says"),
+        equivalents=_edits(tables, "equivalents", name),
+        survivors=_edits(tables, "survivors", name, "why"),
     )
 
 
@@ -105,23 +102,23 @@ def complaints(key: str) -> list[str]:
     return found
 
 
-def _numbered(tables: dict[str, Any], kind: str) -> list[tuple[int, Any]]:
-    return list(enumerate(tables.get(kind, []), start=1))
-
-
-def _edit(table: Any, name: str, says: bool) -> Edit:
-    wanted = {"in", "as", "says"} if says else {"in", "as"}
-    if (
-        not isinstance(table, dict)
-        or set(table) != wanted
-        or not all(isinstance(v, str) for v in table.values())
-    ):
-        raise KnowledgeError(
-            f"{name}: give the texts {', '.join(sorted(wanted))}, and nothing else"
-        )
-    if not table["in"] or (says and not table["says"].strip()):
-        raise KnowledgeError(f"{name}: a text is empty")
-    return Edit(table["in"], table["as"], table.get("says", ""))
+def _edits(tables: dict[str, Any], kind: str, name: str, reason: str = "") -> list[Edit]:
+    """The edits of one kind; `reason` is the name of the text that each must give."""
+    edits = []
+    for i, table in enumerate(tables.get(kind, []), start=1):
+        where = f"{name}: {kind.removesuffix('s')} {i}"
+        wanted = {"in", "as", reason} - {""}
+        if (
+            not isinstance(table, dict)
+            or set(table) != wanted
+            or not all(isinstance(text, str) for text in table.values())
+        ):
+            texts = ", ".join(sorted(wanted))
+            raise KnowledgeError(f"{where}: give the texts {texts}, and nothing else")
+        if not table["in"] or (reason and not table[reason].strip()):
+            raise KnowledgeError(f"{where}: a text is empty")
+        edits.append(Edit(table["in"], table["as"], table.get(reason, "")))
+    return edits
 
 
 def _first_line(text: str) -> str:
