@@ -47,6 +47,8 @@ PAIRS = (
 )
 NAMES = dict(pair.split() for pair in PAIRS)
 NAMES |= {there: here for here, there in NAMES.items()}
+# their arguments may be exchanged
+SYMMETRIC = ("max", "min", "maximum", "minimum", "promote_types", "equal", "logaddexp", "gcd")
 # text for people and for type checkers: no test should notice a change of it
 SILENT = (ast.Raise, ast.JoinedStr, ast.Assert)
 
@@ -252,6 +254,8 @@ def _of_expression(node: ast.expr) -> Iterator[tuple[Any, str]]:
         text = ast.unparse(new)
         compound = ast.BinOp | ast.BoolOp | ast.Compare | ast.UnaryOp | ast.IfExp | ast.Lambda
         yield node, f"({text})" if isinstance(new, compound) else text
+    if _negative(node) is not None:
+        return
     for child in ast.iter_child_nodes(node):
         parts = (
             [child, *ast.iter_child_nodes(child)] if not isinstance(child, ast.expr) else [child]
@@ -277,7 +281,10 @@ def _replacements(node: ast.expr) -> Iterator[ast.expr]:
             for kind in SWAPS.get(type(op), ()):
                 yield _with(node, ops=[*node.ops[:i], kind(), *node.ops[i + 1 :]])
     elif isinstance(node, ast.UnaryOp):
-        yield node.operand
+        if (number := _negative(node)) is None:
+            yield node.operand
+        else:  # -1 is no mistake for 1 where an axis is meant
+            yield from (ast.Constant(number + 1), ast.Constant(number - 1))
     elif isinstance(node, ast.IfExp):
         yield from (node.body, node.orelse, _with(node, body=node.orelse, orelse=node.body))
     elif isinstance(node, ast.Constant):
@@ -300,14 +307,16 @@ def _other_calls(node: ast.Call) -> Iterator[ast.expr]:
     """The call without its last argument or a named one, with two exchanged,
     and what it was called on or with.
     """
-    for i in range(len(node.args) - 1):
+    name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+    for i in range(len(node.args) - 1 if name not in SYMMETRIC else 0):
         swapped = [*node.args]
         swapped[i], swapped[i + 1] = swapped[i + 1], swapped[i]
         yield _with(node, args=swapped)
     if node.args:
         yield _with(node, args=node.args[:-1])
-    for i in range(len(node.keywords)):
-        yield _with(node, keywords=[*node.keywords[:i], *node.keywords[i + 1 :]])
+    for keyword in node.keywords:
+        if keyword.arg != "device":  # one machine has one
+            yield _with(node, keywords=[k for k in node.keywords if k is not keyword])
     if isinstance(node.func, ast.Attribute):
         yield node.func.value
     if node.args and not isinstance(node.args[0], ast.Starred):
@@ -322,6 +331,14 @@ def _other_values(value: Any) -> list[Any]:
     if isinstance(value, float):
         return [2.0 * value if value else 1.0]
     return []
+
+
+def _negative(node: ast.expr) -> int | None:
+    """The integer that `-n` stands for."""
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        value = getattr(node.operand, "value", None)
+        return -value if type(value) is int else None
+    return None
 
 
 def _with(node: Any, **changes: Any) -> Any:
