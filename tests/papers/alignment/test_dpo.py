@@ -13,12 +13,11 @@ import torch.nn.functional as F
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from paperlings.testing import (
     Example,
     assert_close,
+    driver,
     fill,
     indices,
     logits,
@@ -66,16 +65,72 @@ def toy(impl: Any, seed: int, *, dropout: float = 0.0) -> Any:
     )
 
 
+@driver
+def stepped(
+    impl: Any,
+    batch: dict[str, Tensor],
+    *,
+    steps: tuple[int, ...] = (0,),
+    peak_lr: float = 0.5,
+    rates: tuple[float, ...] = (1.0,),
+    rmsprop: bool = False,
+    token: Tensor | None = None,
+    stale: bool = False,
+    frozen: bool = False,
+    everything: bool = False,
+    training: tuple[bool, bool] = (True, True),
+    dropout: tuple[float, float] = (0.0, 0.0),
+    **options: Any,
+) -> dict[str, Any]:
+    """Steps of toy policy 1 against toy reference 2: the numbers of the last, both states, the
+    numbers that carry a graph, and how often a model was run.
+
+    rates: of one group of weights each, the last of all weights that are left.
+    token: the policy's embeddings before, and the dtype.  stale: gradients lie there before.
+    frozen: the embeddings ask for none.  everything: the optimiser holds the reference too.
+    """
+    policy, reference = (
+        toy(impl, seed, dropout=rate).train(mode)
+        for seed, rate, mode in zip((1, 2), dropout, training, strict=True)
+    )
+    if token is not None:
+        policy, reference = policy.to(token.dtype), reference.to(token.dtype)
+        with torch.no_grad():
+            policy.token.copy_(token)
+    policy.token.requires_grad_(not frozen)
+    weights = [p for p in policy.parameters() if p.requires_grad]
+    for p in weights if stale else []:
+        p.grad = torch.ones_like(p)
+    weights += reference.parameters() if everything else []
+    groups = [{"params": [p], "lr": r} for p, r in zip(weights, rates[:-1], strict=False)]
+    groups.append({"params": weights[len(rates) - 1 :], "lr": rates[-1]})
+    kind, momentum = (torch.optim.RMSprop, 0.5) if rmsprop else (torch.optim.SGD, 0.0)
+    optimiser = kind(groups, lr=1.0, momentum=momentum)
+    runs = []
+    for model in (policy, reference):
+        model.register_forward_hook(lambda *call: runs.append(tuple(call[-1].shape)))
+    for step in steps:
+        numbers = impl.dpo_step(
+            policy, reference, batch, optimiser, step=step, peak_lr=peak_lr, **options
+        )
+    return {
+        "numbers": {name: value.detach() for name, value in numbers.items()},
+        "policy": state(policy),
+        "reference": state(reference),
+        "tracked": [name for name, value in numbers.items() if value.requires_grad],
+        "runs": len(runs),
+    }
+
+
+def state(model: Any) -> dict[str, Tensor]:
+    """Copies of all parameters."""
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
 def updated(impl: Any, batch: dict[str, Tensor], token: Tensor) -> Any:
     """One step from given embeddings: the numbers and the new embeddings."""
-    policy, reference = toy(impl, 1).to(token.dtype), toy(impl, 2).to(token.dtype)
-    with torch.no_grad():
-        policy.token.copy_(token)
-    optimiser = torch.optim.SGD(policy.parameters(), lr=1.0)
-    numbers = impl.dpo_step(
-        policy, reference, batch, optimiser, step=2, beta=0.3, peak_lr=0.5, warmup=4
-    )
-    return numbers, policy.token.detach()
+    after = stepped(impl, batch, steps=(2,), token=token, beta=0.3, warmup=4)
+    return after["numbers"], after["policy"]["token"]
 
 
 EXAMPLES = {
@@ -422,8 +477,7 @@ def test_a_step_reports_the_loss_before_it(impl, reference, batch):
         )
     # a tie between equal answers is broken by rounding
     assume(np.abs(expected["margin"]).min() > 1e-9)
-    optimiser = torch.optim.SGD(policy.parameters(), lr=1.0)
-    got = impl.dpo_step(policy, ref, batch, optimiser, step=0, beta=0.7, peak_lr=0.1, warmup=3)
+    got = stepped(impl, batch, beta=0.7, peak_lr=0.1, warmup=3)["numbers"]
     # rewards and margins are differences of log-probabilities of about 1
     assert_close(
         got,
@@ -902,21 +956,6 @@ def test_a_frozen_factor_is_no_obstacle(impl, reference):
 # ---- laws of a step
 
 
-def trained(
-    impl: Any, policy: Any, reference: Any, optimiser: Any, steps: Any, **named: Any
-) -> Any:
-    """Take the given steps on the example batch, and return the numbers of the last."""
-    numbers = None
-    for step in steps:
-        numbers = impl.dpo_step(policy, reference, example_batch(), optimiser, step=step, **named)
-    return numbers
-
-
-def state(model: Any) -> dict[str, Tensor]:
-    """Copies of all parameters."""
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
 def slopes_of(model: Any, ref: list[Tensor], beta: float) -> dict[str, Tensor]:
     """The judge's own gradients of the loss on the example batch."""
     named = dict(model.named_parameters())
@@ -934,16 +973,12 @@ def test_the_learning_rate_warms_up_linearly(impl, step, warmup, share):
     with torch.no_grad():
         ref_logp = separate_logprobs(ref, example_batch())
     before, slopes = state(policy), slopes_of(policy, ref_logp, 0.7)
-    # two groups with rates of their own, which the schedule replaces
-    first, *others = policy.parameters()
-    optimiser = torch.optim.SGD(
-        [{"params": [first], "lr": 3.0}, {"params": others, "lr": 5.0}], lr=1.0
-    )
     named = {} if warmup is None else {"warmup": warmup}
-    trained(impl, policy, ref, optimiser, [step], beta=0.7, peak_lr=0.5, **named)
+    # two groups with rates of their own, which the schedule replaces
+    after = stepped(impl, example_batch(), steps=(step,), rates=(3.0, 5.0), beta=0.7, **named)
     wanted = {name: before[name] - 0.5 * share * slopes[name] for name in before}
     assert_close(
-        state(policy), wanted, "Is the rate of every group set before the step, counted from 1?"
+        after["policy"], wanted, "Is the rate of every group set before the step, counted from 1?"
     )
 
 
@@ -963,9 +998,8 @@ def test_one_weight_moves_along_its_central_difference(impl, reference):
             ]
             sides.append(reference.dpo_loss(*rows, *anchors, beta=0.7)["loss"])
         policy.place[place] = before
-    optimiser = torch.optim.SGD(policy.parameters(), lr=1.0)
-    impl.dpo_step(policy, ref, batch, optimiser, step=0, beta=0.7, peak_lr=2.0, warmup=1)
-    moved = float(policy.place[place].detach()) - before
+    after = stepped(impl, batch, beta=0.7, peak_lr=2.0, warmup=1)
+    moved = float(after["policy"]["place"][place]) - before
     # differences are good to eps^2 and to the rounding of the loss over eps
     assert_close(
         moved,
@@ -977,7 +1011,7 @@ def test_one_weight_moves_along_its_central_difference(impl, reference):
 
 def test_steps_follow_rmsprop_from_step_to_step(impl):
     """Three steps are three updates of the paper's optimiser, whose state goes on between them."""
-    policy, twin, ref = toy(impl, 1), toy(impl, 1), toy(impl, 2)
+    twin, ref = toy(impl, 1), toy(impl, 2)
     with torch.no_grad():
         ref_logp = separate_logprobs(ref, example_batch())
     own = torch.optim.RMSprop(twin.parameters(), lr=0.02, momentum=0.5)
@@ -986,10 +1020,10 @@ def test_steps_follow_rmsprop_from_step_to_step(impl):
         own.zero_grad()
         loss_of(twin, ref_logp, example_batch(), 0.7).backward()
         own.step()
-    optimiser = torch.optim.RMSprop(policy.parameters(), lr=1.0, momentum=0.5)
-    trained(impl, policy, ref, optimiser, [0, 1, 2], beta=0.7, peak_lr=0.02, warmup=2)
+    options = {"rmsprop": True, "beta": 0.7, "peak_lr": 0.02, "warmup": 2}
+    after = stepped(impl, example_batch(), steps=(0, 1, 2), **options)
     assert_close(
-        state(policy),
+        after["policy"],
         state(twin),
         "Is there exactly one update a step, with the gradients of that step?",
         # the first update divides a gradient by its own size, and with it the rounding
@@ -999,95 +1033,63 @@ def test_steps_follow_rmsprop_from_step_to_step(impl):
 
 def test_gradients_from_before_do_not_count(impl):
     """What lies in .grad before the step leaves the update as it is."""
-    policies = [toy(impl, 1), toy(impl, 1)]
-    for p in policies[0].parameters():
-        p.grad = torch.ones_like(p)
-    for policy in policies:
-        optimiser = torch.optim.SGD(policy.parameters(), lr=1.0)
-        trained(impl, policy, toy(impl, 2), optimiser, [0], beta=0.7, peak_lr=0.5, warmup=2)
-    assert_close(state(policies[0]), state(policies[1]), "When are gradients set to zero?")
+    clean, stale = (
+        stepped(impl, example_batch(), stale=stale, beta=0.7, warmup=2)["policy"]
+        for stale in (False, True)
+    )
+    assert_close(stale, clean, "When are gradients set to zero?")
 
 
 def test_frozen_weights_stay(impl):
     """A weight that asks for no gradient is not moved; the others are, as without it."""
-    policy, ref = toy(impl, 1), toy(impl, 2)
-    policy.token.requires_grad_(False)
-    before = state(policy)
-    optimiser = torch.optim.SGD([p for p in policy.parameters() if p.requires_grad], lr=1.0)
-    trained(impl, policy, ref, optimiser, [0], beta=0.7, peak_lr=0.5, warmup=1)
-    after = state(policy)
-    assert_close(
-        after["token"], before["token"], "Is something stepped besides the optimiser's weights?"
+    free, frozen = (
+        stepped(impl, example_batch(), frozen=frozen, beta=0.7, warmup=1)["policy"]
+        for frozen in (False, True)
     )
-    moved = {
-        name for name in before if name != "token" and not torch.equal(after[name], before[name])
-    }
-    assert moved, "The step moved nothing."
+    wanted = {**free, "token": state(toy(impl, 1))["token"]}
+    assert_close(frozen, wanted, "Is something stepped besides the optimiser's weights?")
+
+
+def expected_numbers(
+    impl: Any, reference: Any, dropout: tuple[float, float], training: bool
+) -> Any:
+    """What a step should report with these rates of dropout, the policy in training mode or not."""
+    batch, rows = example_batch(), []
+    with torch.no_grad():
+        for seed, rate, mode in zip((1, 2), dropout, (training, False), strict=True):
+            rows += separate_logprobs(toy(impl, seed, dropout=rate).train(mode), batch)
+    return reference.dpo_loss(*rows, beta=0.7)
 
 
 def test_the_reference_runs_in_eval_mode(impl, reference):
     """A reference handed over in training mode, with dropout, answers as in eval mode."""
     # dropping everything is as deterministic as dropping nothing
-    policy, ref = toy(impl, 1), toy(impl, 2, dropout=1.0)
-    ref.eval()
-    with torch.no_grad():
-        batch = example_batch()
-        rows = [*separate_logprobs(policy, batch), *separate_logprobs(ref, batch)]
-    expected = reference.dpo_loss(*rows, beta=0.7)
-    ref.train()
-    optimiser = torch.optim.SGD(policy.parameters(), lr=1.0)
-    got = trained(impl, policy, ref, optimiser, [0], beta=0.7, peak_lr=0.5, warmup=1)
+    dropout = (0.0, 1.0)
+    expected = expected_numbers(impl, reference, dropout, True)
+    got = stepped(impl, example_batch(), dropout=dropout, beta=0.7, warmup=1)["numbers"]
     assert_close(got, expected, "Is dropout at work in the reference?")
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_policy_runs_in_the_mode_it_is_in(impl, reference, training):
     """Dropout is at work in a policy in training mode, and is not in eval mode."""
-    policy, ref = toy(impl, 1, dropout=1.0).train(training), toy(impl, 2)
-    with torch.no_grad():
-        batch = example_batch()
-        rows = [*separate_logprobs(policy, batch), *separate_logprobs(ref, batch)]
-    expected = reference.dpo_loss(*rows, beta=0.7)
-    optimiser = torch.optim.SGD(policy.parameters(), lr=1.0)
-    got = trained(impl, policy, ref, optimiser, [0], beta=0.7, peak_lr=0.5, warmup=1)
+    dropout = (1.0, 0.0)
+    expected = expected_numbers(impl, reference, dropout, training)
+    options = {"dropout": dropout, "training": (training, True), "beta": 0.7, "warmup": 1}
+    got = stepped(impl, example_batch(), **options)["numbers"]
     assert_close(got, expected, "Does the step change the policy's mode?")
 
 
 def test_the_reference_is_not_trained(impl):
     """After a step the reference has its old weights, and no number returned carries a graph."""
-    policy, ref = toy(impl, 1), toy(impl, 2)
-    before = state(ref)
-    optimiser = torch.optim.SGD([*policy.parameters(), *ref.parameters()], lr=1.0)
-    numbers = trained(impl, policy, ref, optimiser, [0], beta=0.7, peak_lr=0.5, warmup=1)
-    assert_close(state(ref), before, "Is the reference run without a graph?")
-    tracked = [name for name, value in numbers.items() if value.requires_grad]
-    assert_close(tracked, [], "Which of the returned numbers still hold the graph in memory?")
+    after = stepped(impl, example_batch(), everything=True, beta=0.7, warmup=1)
+    assert_close(after["reference"], state(toy(impl, 2)), "Is the reference run without a graph?")
+    assert_close(
+        after["tracked"], [], "Which of the returned numbers still hold the graph in memory?"
+    )
 
 
 # ---- structure
-
-
-class _Made(TorchDispatchMode):
-    """Remembers every storage that is made, without keeping it alive."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.storages: list[tuple[StorageWeakRef, int]] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor) and not func.is_view:
-            self.storages.append((StorageWeakRef(out.untyped_storage()), out.numel()))
-        return out
-
-
-def kept(call: Any) -> int:
-    """Elements of the tensors that a call makes and that outlive it, while its answer is held."""
-    with _Made() as made:
-        answer = call()
-    living = {ref.cdata: count for ref, count in made.storages if not ref.expired()}
-    del answer
-    return sum(living.values())
 
 
 def wide_case(v: int = 64) -> tuple[Tensor, Tensor, Tensor]:
@@ -1146,7 +1148,7 @@ def test_only_one_number_a_row_is_kept(impl):
     hidden, weight, targets = (x.clone() for x in wide_case())
     hidden.requires_grad_(True)
     weight.requires_grad_(True)
-    living = kept(lambda: impl.linear_logprob(hidden, weight, targets, chunk=8))
+    living = measure(lambda: impl.linear_logprob(hidden, weight, targets, chunk=8)).kept
     assert_close(
         max(living, 2 * 64), 2 * 64, "Which blocks does autograd keep? They can be made again."
     )
@@ -1154,10 +1156,8 @@ def test_only_one_number_a_row_is_kept(impl):
 
 def test_a_step_runs_each_model_once(impl):
     """Chosen and rejected answers share one forward pass of the policy and one of the reference."""
-    policy, ref = toy(impl, 1), toy(impl, 2)
-    optimiser = torch.optim.SGD(policy.parameters(), lr=1.0)
-    m = measure(lambda: trained(impl, policy, ref, optimiser, [0], beta=0.7, peak_lr=0.5, warmup=1))
-    assert_close(m.operators.get("aten.embedding", 0), 2, "Are both answers joined into one batch?")
+    after = stepped(impl, example_batch(), beta=0.7, warmup=1)
+    assert_close(after["runs"], 2, "Are both answers joined into one batch?")
 
 
 # ---- bad input
