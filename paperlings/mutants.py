@@ -48,7 +48,10 @@ PAIRS = (
 NAMES = dict(pair.split() for pair in PAIRS)
 NAMES |= {there: here for here, there in NAMES.items()}
 # their arguments may be exchanged
-SYMMETRIC = ("max", "min", "maximum", "minimum", "promote_types", "equal", "logaddexp", "gcd")
+SYMMETRIC = (
+    *("max", "min", "maximum", "minimum", "promote_types", "equal", "logaddexp"),
+    *("transpose", "swapaxes"),
+)
 # text for people and for type checkers: no test should notice a change of it
 SILENT = (ast.Raise, ast.JoinedStr, ast.Assert)
 

@@ -49,7 +49,7 @@ def _check_names(function: Callable[..., Any]) -> None:
     waiting, seen = [function], {function}
     while waiting:
         reader = waiting.pop()
-        if reader.__code__.co_freevars:
+        if set(reader.__code__.co_freevars) - {"__class__"}:  # super() closes over that
             raise TypeError(f"{reader.__name__}, which a driver uses, closes over variables")
         for name in _globals(reader.__code__) & reader.__globals__.keys():
             value = inspect.unwrap(reader.__globals__[name])

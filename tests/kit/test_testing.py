@@ -306,8 +306,9 @@ CONSTANT = (1, 2.5)
 FOREIGN = object()
 
 
-class Helper:
+class Helper(dict):
     def __init__(self, size):
+        super().__init__()
         self.size = size + CONSTANT[0]
 
 

@@ -11,7 +11,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from paperlings.testing import Example, assert_close, distinct, fill, indices, rejects, tensors
+from paperlings.testing import (
+    Example,
+    assert_close,
+    distinct,
+    driver,
+    fill,
+    indices,
+    rejects,
+    tensors,
+)
 
 STEEP = [0.3, 0.05, 0.5, 0.2]  # a short chain with no two steps alike
 GENTLE = [1e-5, 1e-3, 1e-5, 2e-4]  # one whose first steps float32 tables would blur
@@ -112,6 +121,7 @@ class Descent:
         return loss
 
 
+@driver
 def trained(impl, x0, betas, seed, rates, dtype=torch.float64):
     """Steps of SGD with the rates given: losses, parameters, generator state, and whether the model
     is in training mode and its frozen parameter thawed.
@@ -130,6 +140,7 @@ def trained(impl, x0, betas, seed, rates, dtype=torch.float64):
     return losses, state, generator.get_state(), [model.training, model.b.requires_grad]
 
 
+@driver
 def call_loss(impl, x0, noise, t, weighting):
     return impl.diffusion_loss(bend, x0, t, noise, chain(impl, STEEP), weighting=weighting)
 
@@ -139,22 +150,26 @@ def call_train(impl, x0, seed):
     return {"losses": losses, **state}
 
 
+@driver
 def call_p_sample(impl, x_t, generator):
     return impl.p_sample(
         bend, x_t, 2, chain(impl, STEEP), generator, variance="posterior", clip=1.5
     )
 
 
+@driver
 def call_sample(impl, generator):
     return impl.sample(
         bend, (3, 2), chain(impl, STEEP), generator, return_trajectory=True, dtype=torch.float64
     )
 
 
+@driver
 def call_vlb(impl, x0, generator):
     return impl.vlb_bits_per_dim(bend, x0, chain(impl, STEEP), generator)
 
 
+@driver
 def call_schedule(impl, betas):
     made = impl.make_schedule(betas)
     return {name: getattr(made, name) for name in TABLES}
@@ -1548,6 +1563,7 @@ def cosine(k: int, steps: int) -> float:
     return 2e-3 * 0.5 * (1.0 + math.cos(math.pi * k / steps))
 
 
+@driver
 def predicting_noise(impl, seed, T, steps, count):
     """Samples, as a trajectory, of the candidate trained to predict the noise."""
     generator = torch.Generator().manual_seed(seed)
@@ -1560,6 +1576,7 @@ def predicting_noise(impl, seed, T, steps, count):
     return impl.sample(model, (count, 2), s, generator, return_trajectory=True)
 
 
+@driver
 def predicting_means(impl, seed, T, steps, count):
     """Samples of the same network trained by ourselves to predict the posterior mean, by
     unweighted MSE.

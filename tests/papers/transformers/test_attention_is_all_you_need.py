@@ -18,6 +18,7 @@ from paperlings.testing import (
     assert_avoids,
     assert_close,
     distinct,
+    driver,
     fill,
     indices,
     logits,
@@ -1231,6 +1232,7 @@ class Bigrams(nn.Module):
         return self.table[tgt_in] + self.source[src].sum(1, keepdim=True)
 
 
+@driver
 def trained(
     impl,
     weights,
@@ -1373,6 +1375,7 @@ def test_frozen_weights_stay(impl):
 # ---- the claim
 
 
+@driver
 def transduced(impl, seed, *, positions, steps=700, warmup=150):
     """Train on the reversal task and decode 256 other strings: plain data."""
     generator = torch.Generator().manual_seed(seed)
