@@ -259,6 +259,8 @@ def _of_expression(node: ast.expr) -> Iterator[tuple[Any, str]]:
         yield node, f"({text})" if isinstance(new, compound) else text
     if _negative(node) is not None:
         return
+    if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.In | ast.NotIn):
+        return  # the order of what is looked through
     for child in ast.iter_child_nodes(node):
         parts = (
             [child, *ast.iter_child_nodes(child)] if not isinstance(child, ast.expr) else [child]
