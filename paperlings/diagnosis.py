@@ -54,7 +54,7 @@ def mistakes(key: str) -> list[tuple[teacher.Edit, ModuleType, tuple[str, ...]]]
     for i, edit in enumerate(known.mistakes):
         path = layout.source(layout.SOLUTIONS, key)
         try:
-            wrong = teacher.apply(text, edit, str(i))
+            wrong = teacher.apply(text, [edit], str(i))
             module = loading.load(path, f"mistake_{i}." + key.replace("/", "."), wrong)
         except Exception:  # nobody's likeness; `nox -s mistakes` reports it
             continue

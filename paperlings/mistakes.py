@@ -56,52 +56,100 @@ def mistakes(names: list[str]) -> int:
 
 def measure(keys: list[str]) -> list[Rates]:
     """The rates of each paper. Raises KnowledgeError where a .toml is wrong."""
+    rates = {key: Rates(key, faults=teacher.complaints(key)) for key in keys}
+    variants = [variant for key in keys for variant in variants_of(key)]
+    for key in keys:
+        diagnosis.mistakes(key)  # once, before the processes part
     with tempfile.TemporaryDirectory(prefix="paperlings-", ignore_cleanup_errors=True) as folder:
-        rates = {key: Rates(key, faults=teacher.complaints(key)) for key in keys}
-        jobs = [job for key in keys for job in _jobs(key, Path(folder))]
-        for key in keys:
-            diagnosis.mistakes(key)  # once, before the processes part
-        for run in runner.run_many(jobs):
-            _judge(run, rates[run.job.key])
+        while variants:
+            jobs = [variant.job(Path(folder)) for variant in variants]
+            runs = list(zip(variants, runner.run_many(jobs), strict=True))
+            # of equivalents that are rejected together, each is tried alone
+            rejected = [v for v, run in runs if len(v.parts) > 1 and not _accepted(run)]
+            variants = [part for variant in rejected for part in variant.parts]
+            for variant, run in runs:
+                rates[variant.key].seconds += run.seconds
+                if variant not in rejected:
+                    _judge(variant, run, rates[variant.key])
     return list(rates.values())
 
 
-def variants(key: str) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """Every variant of a paper's solution by label, "mistake 3", "equivalent 1", "stub":
-    its text, and the tasks whose tests it can change.
+@dataclass(frozen=True)
+class Variant:
+    """A variant of a paper's solution: its text, and the tasks whose tests it can change.
+
+    kind: "mistake", "equivalent", "solution", "stub", or one of degenerate.KINDS.
+    number: which of its kind, from 1.  parts: the equivalents it is made of, where it is several.
+    """
+
+    key: str
+    kind: str
+    text: str
+    tasks: tuple[str, ...] = ()
+    number: int = 0
+    parts: tuple[Variant, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """What it is called: "mistake 3", "stub"."""
+        numbers = [part.number for part in self.parts] or [self.number]
+        return " ".join([self.kind, *(str(n) for n in numbers if n)])
+
+    def job(self, folder: Path) -> runner.Job:
+        """Put the text where it can be run, and say how."""
+        root = folder / self.key / self.label.replace(" ", "-")
+        files.write(layout.source(root, self.key), self.text)
+        diagnosis = runner.UNTIL_NAMED if self.kind == "mistake" else runner.NONE
+        return runner.Job(self.key, root, folder, False, self.tasks, diagnosis, self.label)
+
+
+def variants_of(key: str) -> list[Variant]:
+    """Every variant of a paper's solution. Equivalents of different functions and classes are one
+    variant: where that is accepted, they all are.
     """
     text, known, name = teacher.source(key), teacher.load(key), layout.shown(layout.knowledge(key))
-    whole = {"solution": text, "stub": stubs.stub(text)}
-    whole |= {kind: degenerate.source(key, kind) for kind in degenerate.KINDS}
-    found: dict[str, tuple[str, tuple[str, ...]]] = {label: (x, ()) for label, x in whole.items()}
-    for kind, edits in (("equivalent", known.equivalents), ("mistake", known.mistakes)):
-        for i, edit in enumerate(edits, start=1):
-            changed = teacher.apply(text, edit, f"{name}: {kind} {i}")
-            found[f"{kind} {i}"] = changed, reach.reached(text, reach.lines_of(text, edit.before))
-    return found
+    found = [Variant(key, "solution", text), Variant(key, "stub", stubs.stub(text))]
+    found += [Variant(key, kind, degenerate.source(key, kind)) for kind in degenerate.KINDS]
+    for number, edit in enumerate(known.mistakes, start=1):
+        changed = teacher.apply(text, [edit], f"{name}: mistake {number}")
+        tasks = reach.reached(text, reach.lines_of(text, edit.before))
+        found.append(Variant(key, "mistake", changed, tasks, number))
+    groups: list[tuple[set[str], list[int]]] = []
+    for number, edit in enumerate(known.equivalents):
+        teacher.apply(text, [edit], f"{name}: equivalent {number + 1}")
+        places = reach.definitions(text, reach.lines_of(text, edit.before)) or {""}
+        group = next((group for group in groups if not group[0] & places), None)
+        if group is None:
+            groups.append((places, [number]))
+        else:
+            group[0].update(places)
+            group[1].append(number)
+    return found + [_equivalents(key, text, numbers) for _, numbers in groups]
 
 
-def _jobs(key: str, folder: Path) -> list[runner.Job]:
-    jobs = []
-    for label, (text, tasks) in variants(key).items():
-        root = folder / key / label.replace(" ", "-")
-        files.write(layout.source(root, key), text)
-        diagnosis = runner.UNTIL_NAMED if label.startswith("mistake") else runner.NONE
-        jobs.append(runner.Job(key, root, folder, False, tasks, diagnosis, label))
-    return jobs
+def _equivalents(key: str, text: str, numbers: list[int]) -> Variant:
+    edits = [teacher.load(key).equivalents[number] for number in numbers]
+    changed = teacher.apply(text, edits, "equivalents")
+    lines = [reach.lines_of(text, edit.before) for edit in edits]
+    tasks = tuple(dict.fromkeys(task for place in lines for task in reach.reached(text, place)))
+    alone = [_equivalents(key, text, [number]) for number in numbers] if len(numbers) > 1 else []
+    number = numbers[0] + 1 if len(numbers) == 1 else 0
+    return Variant(key, "equivalent", changed, tasks, number, tuple(alone))
 
 
-def _judge(run: runner.Run, rates: Rates) -> None:
-    key, label = run.job.key, run.job.label
-    rates.seconds += run.seconds
+def _accepted(run: runner.Run) -> bool:
+    return not run.trouble and all(task.status == PASSED for task in run.verdict().tasks)
+
+
+def _judge(variant: Variant, run: runner.Run, rates: Rates) -> None:
+    key, label, kind = variant.key, variant.label, variant.kind
     if run.trouble:
         rates.faults.append(f"{key}: {label} could not be run: {run.trouble}")
         return
     found = run.verdict()
     failed = [finding for finding in run.findings if finding.status == FAILED]
-    kind, _, number = label.partition(" ")
     if kind == "mistake":
-        edit = teacher.load(key).mistakes[int(number) - 1]
+        edit = teacher.load(key).mistakes[variant.number - 1]
         rates.mistakes += 1
         rates.caught += bool(failed)
         named = any(edit.says in finding.behaves_like for finding in failed)
@@ -113,10 +161,10 @@ def _judge(run: runner.Run, rates: Rates) -> None:
                 f"{key}: {label} is caught by {failed[0].test}, but not named: {edit.says}"
             )
     elif kind in ("equivalent", "solution"):
-        accepted = all(task.status == PASSED for task in found.tasks)
-        rates.equivalents += kind == "equivalent"
-        rates.accepted += kind == "equivalent" and accepted
-        if not accepted:
+        count = max(len(variant.parts), 1) if kind == "equivalent" else 0
+        rates.equivalents += count
+        rates.accepted += count if _accepted(run) else 0
+        if not _accepted(run):
             worst = found.first_failure
             why = f"{worst.test}: {worst.what}" if worst else "a task has no verdict"
             rates.faults.append(f"{key}: {label} is rejected by {why}")

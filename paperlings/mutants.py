@@ -102,7 +102,7 @@ def measure(key: str) -> Tally:
     source, name = teacher.source(key), layout.shown(layout.knowledge(key))
     known = {}
     for edit in teacher.load(key).survivors:
-        known[_tree(teacher.apply(source, edit, f"{name}: survivor"))] = edit
+        known[_tree(teacher.apply(source, [edit], f"{name}: survivor"))] = edit
     made = of(source)
     lived = _lived(key, source, made)
     tally = Tally(key, len(made), len(lived & known.keys()))

@@ -27,7 +27,7 @@ from typing import Any
 
 import pytest
 
-from paperlings import expected, layout, stubs, verdict
+from paperlings import expected, layout, loading, stubs, verdict
 from paperlings.judge import events, judge_of
 from paperlings.verdict import FAILED, UNVERIFIED, Finding
 
@@ -99,12 +99,15 @@ def warm() -> None:
 
 
 def run_many(jobs: list[Job]) -> list[Run]:
-    """As `run`, for many jobs of few papers: their tests are collected once,
-    before the processes part.
+    """As `run`, for many jobs of few papers: their tests are collected, and what their oracles
+    import is imported, once, before the processes part.
     """
     runs: list[Run] = []
     if _context().get_start_method() == "fork":
         keys = list(dict.fromkeys(job.key for job in jobs))
+        for key in keys:
+            with contextlib.suppress(Exception):  # a broken oracle is the trouble of each job
+                loading.load(layout.source(layout.REFERENCE, key), "oracle." + key)
         with contextlib.redirect_stdout(io.StringIO()):
             options = ["-s", "--impl", str(layout.SOLUTIONS)]
             _pytest(keys, options, lambda session: runs.extend(run(jobs, session=session)))

@@ -68,18 +68,25 @@ def source(key: str) -> str:
     return layout.source(layout.SOLUTIONS, key).read_bytes().decode("utf-8").replace("\r\n", "\n")
 
 
-def apply(text: str, edit: Edit, name: str) -> str:
-    """The solution's text with one edit made. Raises KnowledgeError unless its place occurs exactly
-    once.
+def apply(text: str, edits: list[Edit], name: str) -> str:
+    """The solution's text with edits made. Raises KnowledgeError unless the place of each occurs
+    exactly once.
     """
-    times = text.count(edit.before)
-    if times != 1:
-        raise KnowledgeError(
-            f"{name}: {_first_line(edit.before)!r} occurs {times} times in the solution, not once"
-        )
-    if edit.before == edit.after:
-        raise KnowledgeError(f"{name}: {_first_line(edit.before)!r} is changed into itself")
-    return text.replace(edit.before, edit.after)
+    for edit in edits:
+        times = text.count(edit.before)
+        if times != 1:
+            raise KnowledgeError(
+                f"{name}: {_first_line(edit.before)!r} occurs {times} times in the solution, "
+                "not once"
+            )
+        if edit.before == edit.after:
+            raise KnowledgeError(f"{name}: {_first_line(edit.before)!r} is changed into itself")
+    # from the end, so that no edit moves the place of another
+    whole = text
+    for edit in sorted(edits, key=lambda edit: whole.index(edit.before), reverse=True):
+        start = whole.index(edit.before)
+        text = text[:start] + edit.after + text[start + len(edit.before) :]
+    return text
 
 
 def complaints(key: str) -> list[str]:

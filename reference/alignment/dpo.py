@@ -12,7 +12,6 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq
 
 Array = NDArray[np.float64]
 
@@ -217,6 +216,7 @@ def objective(logp: Array, ref_logp: Array, reward: Array, *, beta: float) -> fl
 
 def frontier_reward(kl: float, ref_logp: Array, reward: Array) -> float:
     """The largest expected reward at this distance from the reference: that of a pi*."""
+    from scipy.optimize import brentq  # half a second, for the claim alone
 
     def excess(log_beta: float) -> float:
         logp, _ = optimal_policy(ref_logp, reward, beta=math.exp(log_beta))

@@ -40,7 +40,7 @@ def test_a_paper_is_whole(key: str) -> None:
     assert teacher.complaints(key) == []
     known, text = teacher.load(key), teacher.source(key)
     for edit in [*known.mistakes, *known.equivalents]:
-        compile(teacher.apply(text, edit, key), key, "exec", dont_inherit=True)
+        compile(teacher.apply(text, [edit], key), key, "exec", dont_inherit=True)
 
 
 @pytest.mark.parametrize("key", KEYS)
