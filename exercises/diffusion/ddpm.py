@@ -1,16 +1,14 @@
 """Denoising diffusion: drown data in noise step by step, learn to undo a step, then undo them all.
 
-Paper
-    Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models" (2020), arXiv:2006.11239.
-    Read sections 2 and 3 with Algorithms 1 and 2 first; appendix B describes the network.
+*Paper*  Ho, Jain, Abbeel (2020), Denoising Diffusion Probabilistic Models, arXiv:2006.11239.
+Read sections 2 and 3 with Algorithms 1 and 2 first; appendix B describes the network.
 
-Why
-    A chain of T small Gaussian steps turns data into noise, and its marginals and posteriors are
-    known in closed form. Its reverse is a chain of Gaussians too, if the steps are small, so the
-    variational bound falls apart into T regressions; predicting the noise, all steps weighted
-    alike, is the regression that gives good samples.
+*Why*  A chain of T small Gaussian steps turns data into noise, and its marginals and posteriors are
+known in closed form. Its reverse is a chain of Gaussians too, if the steps are small, so the
+variational bound falls apart into T regressions; predicting the noise, all steps weighted
+alike, is the regression that gives good samples.
 
-Names
+*Names*
     beta_t, alpha_t     s.betas, s.alphas     (T,)    variance added in step t, and 1 - beta_t
     alpha-bar_t         s.alpha_bars          (T,)    product of alphas up to t: signal that is left
     beta-tilde_t        s.posterior_variance  (T,)    variance of q(x_{t-1} | x_t, x_0)
@@ -19,20 +17,16 @@ Names
     epsilon             noise, eps            (B, ...) noise drawn, and noise predicted
     epsilon_theta       model(x_t, t)         (B, ...) the network; t is int64 of shape (B,)
 
-Tasks
-    1 linear_betas, make_schedule, extract  5 train_step
-    2 q_sample, q_posterior                 6 p_sample, sample
-    3 predict_x0, reverse_mean              7 discretized_gaussian_nll, vlb_bits_per_dim
-    4 diffusion_loss                        8 timestep_embedding, ResnetBlock, unet_parameter_count
+*Tasks*  linear_betas, make_schedule, extract, q_sample, q_posterior, predict_x0, reverse_mean,
+diffusion_loss, train_step, p_sample, sample, discretized_gaussian_nll, vlb_bits_per_dim,
+timestep_embedding, ResnetBlock, unet_parameter_count.
 
-Differs
-    t = 0 is the paper's t = 1, and x_{-1} is the paper's x_0; alpha-bar_{-1} is 1.
-    Losses are means over the dimensions of an example where equations 12 and 14 have sums.
-    The decoder of equation 13 uses the exact normal distribution function, the authors' code
-    an approximation of it, and clips the predicted x_0 there, which we do not.
+*Differs*  t = 0 is the paper's t = 1, and x_{-1} is the paper's x_0; alpha-bar_{-1} is 1.
+Losses are means over the dimensions of an example where equations 12 and 14 have sums.
+The decoder of equation 13 uses the exact normal distribution function, the authors' code
+an approximation of it, and clips the predicted x_0 there, which we do not.
 
-Limits
-    No exponential moving average, no attention block and no whole U-Net: see appendix B.
+*Limits*  No exponential moving average, no attention block and no whole U-Net: see appendix B.
 """
 
 from __future__ import annotations
