@@ -79,11 +79,10 @@ def _grade(options: argparse.Namespace) -> int:
     from paperlings.grade import grade
 
     root = _root(options.impl)
-    reports = layout.REPORTS if root == layout.EXERCISES else layout.REPORTS / root.name
     return grade(
         options.names,
         root,
-        reports,
+        layout.reports(root),
         claims=not options.no_claims,
         fail_under=options.fail_under,
         as_json=options.json,

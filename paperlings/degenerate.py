@@ -86,6 +86,8 @@ def _answer(out: Any, inputs: Any, kind: str) -> Any:
     def nothing(leaf: Any) -> Any:
         if isinstance(leaf, torch.Tensor):
             return torch.zeros_like(leaf)
+        if isinstance(leaf, str):
+            return ""
         return type(leaf)(0) if isinstance(leaf, bool | int | float) else leaf
 
     if kind == "identity":

@@ -18,7 +18,7 @@ import pytest
 
 from paperlings import diagnosis, expected, layout, stubs, verdict, words
 from paperlings.limits import TimeLimit, time_limit
-from paperlings.outcomes import KitFault, Stuck, Unverified, Waiting
+from paperlings.outcomes import KitFault, Stuck, Unverified, Unwritten, Waiting
 from paperlings.verdict import FAILED, PASSED, TODO, UNVERIFIED, Finding
 
 NAME = "paperlings-judge"  # under which the plugin registers it
@@ -41,7 +41,7 @@ class Judge:
         self.config = config
         self.root = root
         reports = config.getoption("--reports")
-        self.figures = Path(reports) / "figures" if reports else layout.FIGURES
+        self.figures = (Path(reports) if reports else layout.reports(root)) / "figures"
         self.findings: dict[str, list[Finding]] = {}
         self.partial: set[str] = set()  # papers of which not every test was asked for
         self.stuck: dict[tuple[str, str], str] = {}  # (paper, task) -> what stopped it
@@ -103,6 +103,8 @@ class Judge:
             item.add_marker(pytest.mark.filterwarnings("ignore"))
             if hasattr(item.obj, "hypothesis"):
                 _record_failures(item.obj.hypothesis)
+        if task := self.config.getoption("--task"):
+            self._select(task, items)
         # a claim takes seconds and waits for the rest of its paper
         items.sort(
             key=lambda item: (
@@ -110,6 +112,23 @@ class Judge:
                 item.get_closest_marker("claim") is not None,
             )
         )
+
+    def _select(self, task: str, items: list[pytest.Item]) -> None:
+        """Leave only the tests of one task."""
+        tests = {
+            key: expected.of(key) for key in {i.stash[PAPER] for i in items if PAPER in i.stash}
+        }
+        known = sorted({name for mine in tests.values() for t in mine.values() for name in t.tasks})
+        if task not in known:
+            raise pytest.UsageError(f"--task {task}: no such task; there are {', '.join(known)}")
+
+        def judges(item: pytest.Item) -> bool:
+            test = tests.get(item.stash.get(PAPER, ""), {}).get(expected.base(item.name))
+            return test is not None and task in test.tasks and not test.claim
+
+        others = [item for item in items if not judges(item)]
+        items[:] = [item for item in items if judges(item)]
+        self.config.hook.pytest_deselected(items=others)
 
     def pytest_deselected(self, items: list[pytest.Item]) -> None:
         self.partial |= {item.stash[PAPER] for item in items if PAPER in item.stash}
@@ -181,6 +200,8 @@ class Judge:
         if call.excinfo is None:
             return finding
         error = call.excinfo.value
+        if isinstance(error, Unwritten) and error.__cause__:
+            error = error.__cause__
         finding.status, finding.what = FAILED, words.in_words(error, self._module(item), self.root)
         test = expected.of(finding.key).get(finding.test)
         if task := self._stub_of(error, finding.key):
@@ -296,7 +317,7 @@ class Judge:
     def _screen(self) -> list[str]:
         """One paper whole, or of several a line each and the first failing one whole."""
         verdicts = [
-            verdict.of_paper(key, findings, partial=key in self.partial)
+            verdict.of_paper(key, findings, key in self.partial, self.root)
             for key, findings in self.findings.items()
         ]
         if len(verdicts) == 1:
@@ -373,9 +394,11 @@ def _record_failures(handle: Any) -> None:
         kept = diagnosis.fresh({k: v for k, v in kwargs.items() if k not in ("impl", "reference")})
         try:
             return inner(*args, **kwargs)
+        except NotImplementedError as error:
+            raise Unwritten from error  # there is nothing to shrink
         except (Exception, TimeLimit) as error:
             from_hypothesis = type(error).__module__.startswith("hypothesis")
-            if not (from_hypothesis or isinstance(error, NotImplementedError)):
+            if not from_hypothesis:
                 _failing[1:] = [(kept, error)]
             raise
 

@@ -10,7 +10,6 @@ SOLUTIONS = HOME / "solutions"
 REFERENCE = HOME / "reference"
 TESTS = HOME / "tests" / "papers"
 REPORTS = HOME / "reports"
-FIGURES = REPORTS / "figures"
 CATALOGUE = HOME / "papers.toml"
 
 
@@ -28,6 +27,11 @@ def tests(key: str) -> Path:
     """What judges the paper."""
     track, name = key.split("/")
     return TESTS / track / f"test_{name}.py"
+
+
+def reports(root: Path) -> Path:
+    """Where reports on the code under `root` go: those of other roots do not meet the learner's."""
+    return REPORTS if root == EXERCISES else REPORTS / root.name
 
 
 def tested_by(path: Path) -> str | None:

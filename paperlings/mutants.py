@@ -7,6 +7,7 @@ the second is said in the paper's .toml, in one line, under [[survivors]].
 from __future__ import annotations
 
 import ast
+import contextlib
 import copy
 import tempfile
 from collections.abc import Iterator
@@ -132,7 +133,8 @@ def of(source: str) -> dict[str, Mutant]:
         start = offset(node.lineno, node.col_offset)
         end = offset(node.end_lineno or 0, node.end_col_offset or 0)
         mutant = Mutant(node.lineno, start, end, after)
-        made.setdefault(_tree(mutant.apply(source)), mutant)
+        with contextlib.suppress(SyntaxError):  # a part of a slice cannot stand everywhere
+            made.setdefault(_tree(mutant.apply(source)), mutant)
     made.pop(_tree(source), None)
     return made
 

@@ -23,6 +23,10 @@ class Stuck(Exception):
     """A test is not run because another test of its task did not come to an end."""
 
 
+class Unwritten(BaseException):
+    """Stands for a NotImplementedError, which hypothesis would look for a smaller case of."""
+
+
 def unverified(reason: str) -> NoReturn:
     """End the running test with the verdict `unverified`."""
     raise Unverified(reason)

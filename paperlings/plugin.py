@@ -23,6 +23,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--impl", default=None, metavar="DIR", help="judge the code in DIR instead of exercises/"
     )
     group.addoption(
+        "--task", default=None, metavar="NAME", help="run all tests of one task, and no others"
+    )
+    group.addoption(
         "--reports", default=None, metavar="DIR", help="where figures go (default: reports/)"
     )
 

@@ -74,7 +74,8 @@ class Run:
             unverified = [
                 Finding(key, t, UNVERIFIED, what="claims were left out") for t in left_out
             ]
-            return verdict.of_paper(key, [*self.findings, *unverified], bool(self.job.tasks))
+            found = [*self.findings, *unverified]
+            return verdict.of_paper(key, found, bool(self.job.tasks), self.job.root)
         with contextlib.suppress(stubs.StubError, OSError):
             tasks = [verdict.TaskVerdict(name, UNVERIFIED, 0, 0) for name in stubs.groups(key)]
             return verdict.PaperVerdict(key, tasks, UNVERIFIED, {})

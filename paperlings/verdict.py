@@ -10,6 +10,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from paperlings import expected, layout, stubs
@@ -71,6 +72,7 @@ class PaperVerdict:
     claim: str
     findings: dict[str, Finding]
     partial: bool = False  # only some of its tests were asked for
+    root: Path = layout.EXERCISES  # where the code lies that was judged
 
     def count(self, status: str) -> int:
         return sum(task.status == status for task in self.tasks)
@@ -94,7 +96,12 @@ class PaperVerdict:
         return min(known, key=rank) if known else failed[0]
 
 
-def of_paper(key: str, findings: Iterable[Finding], partial: bool = False) -> PaperVerdict:
+def of_paper(
+    key: str,
+    findings: Iterable[Finding],
+    partial: bool = False,
+    root: Path = layout.EXERCISES,
+) -> PaperVerdict:
     """The verdict of a paper from what its tests found.
 
     A task passes when every expected test of it ran and passed. partial:
@@ -115,7 +122,7 @@ def of_paper(key: str, findings: Iterable[Finding], partial: bool = False) -> Pa
     ]
     if partial:
         claims = [merged[t.name].status for t in tests.values() if t.claim and t.name in merged]
-    return PaperVerdict(key, tasks, _worst(claims) if claims else "", merged, partial)
+    return PaperVerdict(key, tasks, _worst(claims) if claims else "", merged, partial, root)
 
 
 def _task(name: str, ran: list[Finding], missing: int, total: int) -> TaskVerdict:
@@ -168,7 +175,7 @@ def standing(verdict: PaperVerdict) -> list[str]:
     for status in STATUSES:
         names = [_named(task) for task in verdict.tasks if task.status == status]
         if names:
-            lines += _labelled(status, ", ".join(names), 4)
+            lines += _listed(status, names, 4)
     if verdict.claim:
         claim = next(
             (f for f in verdict.findings.values() if f.what and _is_claim(verdict.key, f)), None
@@ -219,12 +226,16 @@ def explain(finding: Finding) -> list[str]:
 
 def following(verdict: PaperVerdict) -> str:
     """The next command, or the next thing to do."""
-    test = layout.shown(layout.tests(verdict.key))
+    elsewhere = verdict.root != layout.EXERCISES
+    command = f"pytest {layout.shown(layout.tests(verdict.key))}"
+    command += f" --impl {layout.shown(verdict.root)}" if elsewhere else ""
     if failure := verdict.first_failure:
-        return f"pytest {test} -k {failure.test.partition('[')[0]}"
+        return f"{command} -k {failure.test.partition('[')[0]}"
     todo = [task.name for task in verdict.tasks if task.status == TODO]
     if todo:
-        return f"write {todo[0]} in {layout.shown(layout.source(layout.EXERCISES, verdict.key))}"
+        return f"write {todo[0]} in {layout.shown(layout.source(verdict.root, verdict.key))}"
+    if verdict.partial:
+        return f"{command}   (all of its tests)"
     return f"compare with {layout.shown(layout.source(layout.SOLUTIONS, verdict.key))}"
 
 
@@ -255,6 +266,16 @@ def _named(task: TaskVerdict) -> str:
 def _is_claim(key: str, finding: Finding) -> bool:
     test = expected.of(key).get(finding.test)
     return bool(test and test.claim)
+
+
+def _listed(label: str, names: list[str], most: int) -> list[str]:
+    """As _labelled, for a list of which as many are named as fit, and the others counted."""
+    for count in range(len(names), 0, -1):
+        more = f" and {len(names) - count} more" if count < len(names) else ""
+        lines = _labelled(label, ", ".join(names[:count]) + more, most + 1)
+        if len(lines) <= most:
+            break
+    return lines
 
 
 def _labelled(label: str, text: str, most: int = 2) -> list[str]:

@@ -1,9 +1,10 @@
 """What a paper's tests are written with."""
 
 from paperlings.outcomes import unverified
-from paperlings.testing.close import Mismatch, assert_close, rejects
+from paperlings.testing.close import Mismatch, assert_at_most, assert_close, rejects
 from paperlings.testing.conformance import Example
 from paperlings.testing.driver import driver
+from paperlings.testing.gradient import gradients
 from paperlings.testing.meter import Measurement, assert_avoids, growth, measure
 from paperlings.testing.strategies import (
     distinct,
@@ -19,11 +20,13 @@ __all__ = [
     "Example",
     "Measurement",
     "Mismatch",
+    "assert_at_most",
     "assert_avoids",
     "assert_close",
     "distinct",
     "driver",
     "fill",
+    "gradients",
     "growth",
     "indices",
     "logits",

@@ -66,6 +66,15 @@ def assert_close(
         raise Mismatch(question, difference, actual, expected)
 
 
+def assert_at_most(actual: float, limit: float, question: str, what: str = "it") -> None:
+    """Check that a number which the candidate caused does not exceed `limit`.
+
+    what: what was counted, "the largest tensor", for the message. Raises Mismatch.
+    """
+    if not actual <= limit:
+        raise Mismatch(question, f"{what} is {actual:.10g}, more than {limit:.10g}", actual, limit)
+
+
 def close(actual: Any, expected: Any) -> bool:
     """Whether two answers are the same by the rules of `assert_close`."""
     return _difference(actual, expected, None, 0.0, None, "") == ""

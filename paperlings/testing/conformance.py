@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from paperlings.testing.close import TOLERANCE, Mismatch, assert_close, unchanged
+from paperlings.testing.gradient import gradients
 
 ANSWERS = {"reference", "solutions"}
 STEP = 1e-5  # of central differences; their error is about STEP^2 and 1e-16 / STEP
@@ -162,11 +163,7 @@ def test_gradients_are_finite_and_right(impl: Any, task: str, example: Example) 
     question = "Is a part of the answer detached, or computed outside autograd?"
     if not loss.requires_grad:
         raise Mismatch(question, "no gradient flows from the answer to its inputs")
-    grads = torch.autograd.grad(loss, [*inputs, *parameters], allow_unused=True)
-    got = [
-        g if g is not None else torch.zeros_like(x)
-        for g, x in zip(grads, [*inputs, *parameters], strict=True)
-    ]
+    got = gradients(loss, [*inputs, *parameters])
     wanted = [_differences(value, x) for x in inputs]
     assert_close(got[: len(inputs)], wanted, question, rtol=DIFFERENCES, scale=_largest(wanted))
     # a parameter has too many entries for one difference each: compare along one direction

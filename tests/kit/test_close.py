@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from paperlings.testing import Mismatch, assert_close, rejects
+from paperlings.testing import Mismatch, assert_at_most, assert_close, gradients, rejects
 
 NAN, INF = float("nan"), float("inf")
 
@@ -118,3 +118,18 @@ def test_rejects_wants_the_error_and_the_names() -> None:
         raise ValueError("bad width")
     with pytest.raises(TypeError), rejects("width"):
         raise TypeError("width")
+
+
+def test_an_upper_bound_says_what_was_counted() -> None:
+    """At the limit passes, above it and NaN do not, and the message holds both numbers."""
+    assert_at_most(3, 3, "why?")
+    for wrong in (4, NAN):
+        with pytest.raises(Mismatch, match=r"the largest tensor is (4|nan), more than 3"):
+            assert_at_most(wrong, 3, "why?", "the largest tensor")
+
+
+def test_a_gradient_that_does_not_flow_is_zero() -> None:
+    """A constant answer and an unused input have the gradient 0, as numbers."""
+    x, y = double(2, 3).requires_grad_(True), double(1).requires_grad_(True)
+    assert [g.tolist() for g in gradients((x * x).sum(), [x, y])] == [[4.0, 6.0], [0.0]]
+    assert [g.tolist() for g in gradients(double(5).sum(), [x, y])] == [[0.0, 0.0], [0.0]]

@@ -105,10 +105,34 @@ def test_it_works_from_any_folder(shared, cwd: str, arguments: tuple[str, ...]) 
 
 
 def test_a_selection_says_that_it_is_one(shared) -> None:
-    """With -k the verdict covers what was selected, and says so."""
+    """With -k the verdict covers what was selected, says so, and names the command for the rest."""
     done = shared.run("pytest", "-k", "entropy_is", "--impl", "solutions")
     assert done.returncode == 0
     assert "1 of 1 tasks pass, as far as the tests selected tell" in done.stdout
+    whole = "pytest tests/papers/demo/test_softmax.py --impl solutions   (all of its tests)"
+    assert whole in done.stdout
+
+
+def test_one_task_has_all_its_tests_and_no_others(shared) -> None:
+    """--task runs what judges a task, whatever the tests are called; a wrong name is refused."""
+    done = shared.run("pytest", "--task", "entropy", "--impl", "solutions")
+    assert done.returncode == 0
+    assert re.search(r"^  passed +entropy$", done.stdout, re.M)
+    assert "9 passed" in done.stdout, done.stdout
+    refused = shared.run("pytest", "--task", "entropie")
+    assert refused.returncode == 4
+    assert "--task entropie: no such task; there are entropy, softmax" in refused.stderr
+
+
+def test_the_next_command_judges_the_same_code(house) -> None:
+    """For code that lies elsewhere, the command to copy and the file to write are there too."""
+    other = house.home / "mine" / "demo" / "softmax.py"
+    other.parent.mkdir(parents=True)
+    other.write_text(wrong(house))
+    done = house.run("pytest", "--impl", "mine")
+    assert re.search(r"next +pytest tests/papers/demo/test_softmax.py --impl mine -k", done.stdout)
+    other.write_text(house.file("exercises").read_text())
+    assert "write softmax in mine/demo/softmax.py" in house.run("pytest", "--impl", "mine").stdout
 
 
 def test_the_claim_waits_for_its_tasks(house) -> None:
@@ -129,6 +153,9 @@ def test_a_passed_claim_leaves_a_figure(house) -> None:
     house.file("exercises").write_text(wrong(house))
     house.run("pytest", "-k", "test_entropy_grows")
     assert not picture.exists()
+    assert house.run("pytest", "--impl", "solutions").returncode == 0
+    assert not picture.exists(), "the figure of other code is not the learner's"
+    assert (house.home / "reports/solutions/figures/demo/softmax.png").exists()
 
 
 def test_impl_comes_from_the_root_asked_for(house) -> None:

@@ -51,9 +51,11 @@ class _Double(TorchFunctionMode):
         if not isinstance(x, torch.Tensor) or x.dtype != torch.float64:
             return func(*args, **kwargs)
         if func in self.CASTS:
-            return x
-        args = [self._raised(value) for value in args]
-        return func(*args, **{name: self._raised(value) for name, value in kwargs.items()})
+            return x.clone()
+        raised = [self._raised(value) for value in args]
+        out = func(*raised, **{name: self._raised(value) for name, value in kwargs.items()})
+        # a cast that casts no more makes a copy still: its caller may write to it
+        return x.clone() if out is x and func is torch.Tensor.to else out
 
     def _raised(self, value):
         return torch.float64 if isinstance(value, torch.dtype) and value in self.LESS else value
