@@ -53,8 +53,8 @@ def sequence_logprob(logits: Tensor, labels: Tensor, *, ignore: int = -100) -> T
 
     A sum, not a mean. It is computed and returned in float32 for float32 and half-precision logits,
     in float64 for float64. A position whose label is `ignore`, which may be any integer, touches
-    neither value nor gradient, even where its logits hold -inf; a row of nothing else gives 0, and
-    so does t = 1. Finite for logits of +-1e4.
+    neither value nor gradient, even where some of its logits are -inf; a row of nothing else gives
+    0, and so does t = 1. Finite for logits of +-1e4.
 
     Raises ValueError: labels that are not (b, t) for logits (b, t, v) ("shape"); a label, the
     unused first one included, that is neither `ignore` nor in [0, v) ("label").
@@ -228,12 +228,14 @@ def dpo_step(
     batch: `chosen`, `chosen_labels` (b, t) and `rejected`, `rejected_labels` (b, u), int64;
     labels are the tokens, with -100 at the prompt and at padding. t and u may differ: pad the
     shorter on the right, tokens with 0 and labels with -100, and run all 2b rows in ONE forward
-    pass of each model.
+    pass of each model, in any order.
 
-    The reference runs in eval mode and without a graph; the policy runs in the mode it is in.
+    The reference runs in eval mode, in which it may be left, and without a graph; the policy runs
+    in the mode it is in.
     Before the update the learning rate of every parameter group is set to
     peak_lr min(1, (step + 1) / warmup), where step counts from 0; warmup = 0 is peak_lr at once.
-    Gradients left from before do not count. One step of the optimiser is taken.
+    Gradients left from before do not count. One step of the optimiser is taken, and nothing else of
+    it is changed.
 
     Returns the dict of dpo_loss as it was before the update, all of it detached, `loss` too.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,11 @@ from torch import Tensor
 
 from paperlings.testing import (
     Example,
+    assert_at_most,
     assert_close,
     driver,
     fill,
+    gradients,
     indices,
     logits,
     masks,
@@ -78,12 +81,14 @@ def stepped(
     stale: bool = False,
     frozen: bool = False,
     everything: bool = False,
+    decay: float = 0.0,
     training: tuple[bool, bool] = (True, True),
     dropout: tuple[float, float] = (0.0, 0.0),
     **options: Any,
 ) -> dict[str, Any]:
-    """Steps of toy policy 1 against toy reference 2: the numbers of the last, both states, the
-    numbers that carry a graph, and how often a model was run.
+    """Steps of toy policy 1 against toy reference 2: the numbers of the last, both states, which of
+    the numbers carry a graph, and of every run of a model its tokens, and of the reference's
+    whether it made a graph.
 
     rates: of one group of weights each, the last of all weights that are left.
     token: the policy's embeddings before, and the dtype.  stale: gradients lie there before.
@@ -99,16 +104,17 @@ def stepped(
             policy.token.copy_(token)
     policy.token.requires_grad_(not frozen)
     weights = [p for p in policy.parameters() if p.requires_grad]
+    weights += reference.parameters() if everything else []
     for p in weights if stale else []:
         p.grad = torch.ones_like(p)
-    weights += reference.parameters() if everything else []
     groups = [{"params": [p], "lr": r} for p, r in zip(weights, rates[:-1], strict=False)]
     groups.append({"params": weights[len(rates) - 1 :], "lr": rates[-1]})
     kind, momentum = (torch.optim.RMSprop, 0.5) if rmsprop else (torch.optim.SGD, 0.0)
-    optimiser = kind(groups, lr=1.0, momentum=momentum)
-    runs = []
+    optimiser = kind(groups, lr=1.0, momentum=momentum, weight_decay=decay)
+    tokens, graphs = [], []
     for model in (policy, reference):
-        model.register_forward_hook(lambda *call: runs.append(tuple(call[-1].shape)))
+        model.register_forward_hook(lambda *call: tokens.append(call[1][0].tolist()))
+    reference.register_forward_hook(lambda *call: graphs.append(call[2].requires_grad))
     for step in steps:
         numbers = impl.dpo_step(
             policy, reference, batch, optimiser, step=step, peak_lr=peak_lr, **options
@@ -118,7 +124,8 @@ def stepped(
         "policy": state(policy),
         "reference": state(reference),
         "tracked": [name for name, value in numbers.items() if value.requires_grad],
-        "runs": len(runs),
+        "tokens": tokens,
+        "graphs": graphs,
     }
 
 
@@ -274,7 +281,7 @@ def test_the_gradient_of_a_sequence_is_onehot_minus_softmax(impl, reference, cas
     weights = torch.arange(2.0, 2.0 + len(x), dtype=x.dtype)
     out = impl.sequence_logprob(x, case["labels"], ignore=case["ignore"])
     assert_close(
-        torch.autograd.grad((weights * out).sum(), x)[0],
+        gradients((weights * out).sum(), [x])[0],
         reference.sequence_logprob_gradient(weights, **case),
         "Does an ignored label, or the shift, still reach the gradient?",
         scale=float(weights[-1]),
@@ -329,7 +336,7 @@ def test_the_loss_pulls_each_answer_by_its_weight(impl, reference, case):
         "loss"
     ]
     assert_close(
-        torch.autograd.grad(loss, policy),
+        gradients(loss, policy),
         reference.dpo_gradient(**case),
         "Does the gradient reach both answers, and is it right where the sigmoid saturates?",
         scale=case["beta"],  # 1 - sigmoid(50) may come out as 0
@@ -368,7 +375,7 @@ def test_the_gradient_of_a_ranking_has_one_softmax_a_place(impl, reference, case
     policy = case["policy_logp"].requires_grad_(True)
     loss = impl.plackett_luce_dpo_loss(policy, case["ref_logp"], case["ranking"], beta=case["beta"])
     assert_close(
-        torch.autograd.grad(loss, policy)[0],
+        gradients(loss, [policy])[0],
         reference.plackett_luce_gradient(**case),
         "Do the answers that were left share in the gradient, and is it finite for large scores?",
         scale=case["beta"],
@@ -426,7 +433,7 @@ def test_autograd_goes_through_the_streamed_log_probabilities(impl, reference, c
         logp, wanted, "Is the default chunk, larger than this vocabulary, handled?", scale=scale
     )
     grad = torch.arange(1.0, 1.0 + len(hidden), dtype=hidden.dtype) - 2.5
-    got = torch.autograd.grad((grad * logp).sum(), (hidden, weight))
+    got = gradients((grad * logp).sum(), (hidden, weight))
     wanted = reference.linear_logprob_backward(grad, hidden, weight, targets, wanted)
     for actual, expected, factor in zip(got, wanted, (weight, hidden), strict=True):
         assert_close(
@@ -536,7 +543,7 @@ def test_ignored_positions_have_no_influence(impl, reference):
     out = impl.sequence_logprob(barred, labels, ignore=-7)
     question = "What is 0 times -inf? Select the counted values instead of multiplying by a mask."
     assert_close(out, wanted, question)
-    assert_close(torch.autograd.grad(out.sum(), barred)[0], slopes, question, scale=1.0)
+    assert_close(gradients(out.sum(), [barred])[0], slopes, question, scale=1.0)
 
 
 def test_a_row_without_counted_labels_is_certain(impl):
@@ -549,8 +556,7 @@ def test_a_row_without_counted_labels_is_certain(impl):
         x.requires_grad_(True)
         out = impl.sequence_logprob(x, labels)
         assert_close(out, zeros, "What does a sum over nothing give?")
-        grad = torch.autograd.grad(out.sum(), x, allow_unused=True)[0]
-        grad = torch.zeros_like(x) if grad is None else grad
+        grad = gradients(out.sum(), [x])[0]
         assert_close(grad, torch.zeros_like(x), "Is a mean taken over no labels?")
 
 
@@ -644,6 +650,18 @@ def test_the_optimum_is_exact_for_rewards_of_any_size(impl, reference):
 # ---- laws of the implicit reward and the loss
 
 
+def test_an_answer_that_the_reference_hardly_gives_still_counts(impl, reference):
+    """Its probability of e^-200 is no float32, but the logarithm is: it stays one all the way."""
+    ref_logp, reward = torch.tensor([[-200.0, 0.0]]), torch.tensor([[1000.0, 0.0]])
+    assert_close(
+        impl.optimal_policy(ref_logp, reward, beta=1.0),
+        reference.optimal_policy(ref_logp, reward, beta=1.0),
+        "Is a probability ever formed?",
+        dtype=torch.float32,
+        scale=1000.0,  # r / beta cancels against log Z
+    )
+
+
 def test_the_optimal_policy_knows_its_reward(impl, reference):
     """At pi* the implicit reward is r - beta log Z(x): differences of answers are the true ones."""
     ref, r = example_tensor(3, 5).log_softmax(-1), example_tensor(3, 5, seed=1)
@@ -675,7 +693,7 @@ def test_the_loss_is_least_at_the_optimum(impl, reference):
         )["loss"]
         total = total + ref[w].exp() * ref[l].exp() * torch.sigmoid(r[w] - r[l]) * loss
     assert_close(
-        torch.autograd.grad(total, scores)[0],
+        gradients(total, [scores])[0],
         torch.zeros(4, dtype=torch.float64),
         "Without pi_ref, or with beta elsewhere, another policy fits the judge: is it h?",
         scale=1.0,
@@ -744,8 +762,7 @@ def test_the_reference_gets_no_gradient(impl):
     """The loss depends on the policy: log-probabilities of the reference receive nothing."""
     four = [x.clone().requires_grad_(True) for x in EXAMPLES["dpo_loss"].args]
     out = impl.dpo_loss(*four, beta=0.7)
-    grads = torch.autograd.grad(out["loss"], four[2:], allow_unused=True)
-    got = [torch.zeros_like(x) if g is None else g for g, x in zip(grads, four[2:], strict=True)]
+    got = gradients(out["loss"], four[2:])
     zeros = [torch.zeros_like(x) for x in got]
     assert_close(got, zeros, "Is the reference part of what is trained?")
     tracked = [name for name in out if out[name].requires_grad]
@@ -762,7 +779,7 @@ def test_a_pair_far_off_stays_exact_in_float32(impl, reference):
     question = "log(sigmoid(-1e4)) is log(0); which function of torch takes both at once?"
     assert_close(loss, wanted, question, dtype=torch.float32)
     slope = reference.dpo_gradient(h, zero, zero, zero, beta=2.0)[0]
-    assert_close(torch.autograd.grad(loss, chosen)[0], slope, question, dtype=torch.float32)
+    assert_close(gradients(loss, [chosen])[0], slope, question, dtype=torch.float32)
 
 
 def test_the_two_orders_share_the_weight(impl):
@@ -828,8 +845,7 @@ def test_one_answer_ranks_itself(impl):
     assert_close(
         loss, torch.tensor(0.0, dtype=torch.float64), "What is there to choose?", scale=1.0
     )
-    grad = torch.autograd.grad(loss, policy, allow_unused=True)[0] if loss.requires_grad else None
-    grad = torch.zeros_like(policy) if grad is None else grad
+    grad = gradients(loss, [policy])[0]
     assert_close(grad, torch.zeros_like(policy), "What is there to learn?", scale=1.0)
 
 
@@ -839,8 +855,7 @@ def test_rankings_leave_the_reference_alone(impl):
     policy.requires_grad_(True)
     ref.requires_grad_(True)
     loss = impl.plackett_luce_dpo_loss(policy, ref, ranking, beta=0.7)
-    grad = torch.autograd.grad(loss, ref, allow_unused=True)[0]
-    grad = torch.zeros_like(ref) if grad is None else grad
+    grad = gradients(loss, [ref])[0]
     assert_close(grad, torch.zeros_like(ref), "Is the reference part of what is trained?")
 
 
@@ -924,7 +939,18 @@ def test_the_whole_function_takes_half_precision(impl, reference, dtype):
     logp = impl.linear_logprob(hidden, weight, targets, chunk=3)
     question = "Which dtype do the answer and the gradients have?"
     assert_close(logp, wanted, question, dtype=torch.float32, scale=4.0)
-    assert_close(torch.autograd.grad(logp.sum(), (hidden, weight)), slopes, question, dtype=dtype)
+    assert_close(gradients(logp.sum(), (hidden, weight)), slopes, question, dtype=dtype)
+
+
+def test_each_gradient_has_the_dtype_of_its_factor(impl):
+    """A state in half precision beside float32 weights: each gradient is like its own factor."""
+    hidden, weight, targets = wide_case(5)
+    hidden, weight = hidden.to(torch.bfloat16), weight.float()
+    lse = (hidden.float() @ weight.T).logsumexp(-1)
+    given = (torch.ones(64), hidden, weight, targets, lse)
+    found = [str(x.dtype) for x in impl.linear_logprob_backward(*given, chunk=2)]
+    question = "Is dhidden like hidden, and dweight like weight?"
+    assert_close(found, ["torch.bfloat16", "torch.float32"], question)
 
 
 def test_streamed_probabilities_sum_to_one(impl):
@@ -947,7 +973,7 @@ def test_a_frozen_factor_is_no_obstacle(impl, reference):
         factors = [hidden.clone(), weight.clone()]
         factors[i].requires_grad_(True)
         logp = impl.linear_logprob(*factors, targets, chunk=2)
-        got = torch.autograd.grad((grad * logp).sum(), factors[i])[0]
+        got = gradients((grad * logp).sum(), [factors[i]])[0]
         assert_close(
             got, slopes[i], "Does backward return one gradient for each argument, in order?"
         )
@@ -982,6 +1008,17 @@ def test_the_learning_rate_warms_up_linearly(impl, step, warmup, share):
     )
 
 
+def test_a_large_gradient_makes_a_large_step(impl):
+    """Nothing but the rate scales the gradient: it is not clipped."""
+    policy, ref = toy(impl, 1), toy(impl, 2)
+    with torch.no_grad():
+        ref_logp = separate_logprobs(ref, example_batch())
+    before, slopes = state(policy), slopes_of(policy, ref_logp, 300.0)
+    after = stepped(impl, example_batch(), beta=300.0, warmup=1)["policy"]
+    wanted = {name: before[name] - 0.5 * slopes[name] for name in before}
+    assert_close(after, wanted, "What happens to the gradient between backward and step?")
+
+
 def test_one_weight_moves_along_its_central_difference(impl, reference):
     """SGD moves a weight by -rate dloss/dweight, as differences of the oracle's loss say."""
     batch, eps = example_batch(), 1e-5
@@ -1014,13 +1051,13 @@ def test_steps_follow_rmsprop_from_step_to_step(impl):
     twin, ref = toy(impl, 1), toy(impl, 2)
     with torch.no_grad():
         ref_logp = separate_logprobs(ref, example_batch())
-    own = torch.optim.RMSprop(twin.parameters(), lr=0.02, momentum=0.5)
+    own = torch.optim.RMSprop(twin.parameters(), lr=0.02, momentum=0.5, weight_decay=0.1)
     for share in (1 / 2, 1.0, 1.0):
         own.param_groups[0]["lr"] = 0.02 * share
         own.zero_grad()
         loss_of(twin, ref_logp, example_batch(), 0.7).backward()
         own.step()
-    options = {"rmsprop": True, "beta": 0.7, "peak_lr": 0.02, "warmup": 2}
+    options = {"rmsprop": True, "decay": 0.1, "beta": 0.7, "peak_lr": 0.02, "warmup": 2}
     after = stepped(impl, example_batch(), steps=(0, 1, 2), **options)
     assert_close(
         after["policy"],
@@ -1082,7 +1119,7 @@ def test_the_policy_runs_in_the_mode_it_is_in(impl, reference, training):
 
 def test_the_reference_is_not_trained(impl):
     """After a step the reference has its old weights, and no number returned carries a graph."""
-    after = stepped(impl, example_batch(), everything=True, beta=0.7, warmup=1)
+    after = stepped(impl, example_batch(), everything=True, stale=True, beta=0.7, warmup=1)
     assert_close(after["reference"], state(toy(impl, 2)), "Is the reference run without a graph?")
     assert_close(
         after["tracked"], [], "Which of the returned numbers still hold the graph in memory?"
@@ -1107,14 +1144,14 @@ def allowed(v: int, chunk: int) -> int:
 
 def assert_small(largest: int, v: int, chunk: int) -> None:
     """Check a measured size against it."""
-    assert_close(max(largest, allowed(v, chunk)), allowed(v, chunk), QUESTION)
+    assert_at_most(largest, allowed(v, chunk), QUESTION, "the largest tensor")
 
 
 def test_the_logits_are_never_whole(impl):
     """Forward: no tensor is larger than (n + v) d + n chunk elements, at any v and chunk."""
     for v, chunk in ((32, 8), (33, 16), (6, 1)):
         hidden, weight, targets = wide_case(v)
-        m = measure(lambda: impl.linear_logprob_forward(hidden, weight, targets, chunk=chunk))  # noqa: B023
+        m = measure(partial(impl.linear_logprob_forward, hidden, weight, targets, chunk=chunk))
         assert_small(m.largest, v, chunk)
 
 
@@ -1124,23 +1161,26 @@ def test_the_gradient_of_the_logits_is_never_whole(impl):
         hidden, weight, targets = wide_case(v)
         lse = (hidden @ weight.T).logsumexp(-1)
         grad = example_tensor(64, seed=2)
-        m = measure(
-            lambda: impl.linear_logprob_backward(grad, hidden, weight, targets, lse, chunk=chunk)  # noqa: B023
-        )
+        given = (grad, hidden, weight, targets, lse)
+        m = measure(partial(impl.linear_logprob_backward, *given, chunk=chunk))
         assert_small(m.largest, v, chunk)
 
 
 def test_memory_grows_with_the_weights_and_not_with_the_logits(impl):
     """In both passes together the largest tensor obeys the bound, and grows with v d."""
-    largest = []
-    for v in (64, 96):
+
+    def both(v: int, chunk: int) -> int:
         hidden, weight, targets = (x.clone() for x in wide_case(v))
         hidden.requires_grad_(True)
         weight.requires_grad_(True)
-        m = measure(lambda: impl.linear_logprob(hidden, weight, targets, chunk=8).sum().backward())  # noqa: B023
-        assert_small(m.largest, v, 8)
-        largest.append(m.largest)
-    assert_close(max(largest[1] - largest[0], 32 * 4), 32 * 4, QUESTION)
+        call = partial(impl.linear_logprob, hidden, weight, targets, chunk=chunk)
+        return measure(lambda: call().sum().backward()).largest
+
+    assert_small(both(6, 1), 6, 1)
+    largest = [both(v, 8) for v in (64, 96)]
+    for v, found in zip((64, 96), largest, strict=True):
+        assert_small(found, v, 8)
+    assert_at_most(largest[1] - largest[0], 32 * 4, QUESTION, "the growth with v")
 
 
 def test_only_one_number_a_row_is_kept(impl):
@@ -1149,15 +1189,29 @@ def test_only_one_number_a_row_is_kept(impl):
     hidden.requires_grad_(True)
     weight.requires_grad_(True)
     living = measure(lambda: impl.linear_logprob(hidden, weight, targets, chunk=8)).kept
-    assert_close(
-        max(living, 2 * 64), 2 * 64, "Which blocks does autograd keep? They can be made again."
-    )
+    question = "Which blocks does autograd keep? They can be made again."
+    assert_at_most(living, 2 * 64, question, "what is kept")
 
 
 def test_a_step_runs_each_model_once(impl):
     """Chosen and rejected answers share one forward pass of the policy and one of the reference."""
-    after = stepped(impl, example_batch(), beta=0.7, warmup=1)
-    assert_close(after["runs"], 2, "Are both answers joined into one batch?")
+    runs = stepped(impl, example_batch(), beta=0.7, warmup=1)["tokens"]
+    assert_close(len(runs), 2, "Are both answers joined into one batch?")
+
+
+def test_the_shorter_answers_are_padded_with_zeros(impl):
+    """Both models see all rows, in any order, the shorter ones with 0 on their right."""
+    batch = example_batch()
+    rows = [*F.pad(batch["chosen"], (0, 2)).tolist(), *batch["rejected"].tolist()]
+    for tokens in stepped(impl, batch, beta=0.7, warmup=1)["tokens"]:
+        assert_close(sorted(tokens), sorted(rows), "With which token, and on which side?")
+
+
+def test_the_reference_makes_no_graph(impl):
+    """What the reference answers carries no graph, which would hold all of its activations."""
+    graphs = stepped(impl, example_batch(), beta=0.7, warmup=1)["graphs"]
+    question = "A graph that is cut off afterwards has been made: is gradient mode off?"
+    assert_close(graphs, [False], question)
 
 
 # ---- bad input
@@ -1207,6 +1261,9 @@ def test_the_loss_needs_four_numbers_a_pair(impl):
         four[i] = four[i][:1]
         with rejects("shape"):
             impl.dpo_loss(*four, beta=0.7)
+    policy, ref = EXAMPLES["dpo_loss"].args[:2], EXAMPLES["dpo_loss"].args[2:]
+    with rejects("shape"):
+        impl.dpo_loss(*policy, *(x[:1] for x in ref), beta=0.7)
 
 
 def test_a_ranking_places_every_answer_once(impl):
@@ -1217,6 +1274,8 @@ def test_a_ranking_places_every_answer_once(impl):
         bad[1] = torch.tensor(row)
         with rejects("permutation"):
             impl.plackett_luce_dpo_loss(policy, ref, bad, beta=0.7)
+    with rejects("permutation"):
+        impl.plackett_luce_dpo_loss(policy[:2, :1], ref[:2, :1], torch.tensor([[0], [3]]), beta=0.7)
 
 
 def test_rankings_need_equal_shapes_and_a_positive_beta(impl):
