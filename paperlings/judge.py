@@ -154,6 +154,11 @@ class Judge:
         with time_limit(_seconds(item)):
             try:
                 return (yield)
+            except TimeLimit:
+                # the time ran out over a search for a smaller case of a failure already found
+                if _failing and not isinstance(_failing[-1][1], TimeLimit):
+                    raise _failing[-1][1] from None
+                raise
             finally:
                 item.stash[FAILURES] = list(_failing)
 
@@ -398,7 +403,7 @@ def _record_failures(handle: Any) -> None:
             raise Unwritten from error  # there is nothing to shrink
         except (Exception, TimeLimit) as error:
             from_hypothesis = type(error).__module__.startswith("hypothesis")
-            if not from_hypothesis:
+            if not from_hypothesis and not (_failing and isinstance(error, TimeLimit)):
                 _failing[1:] = [(kept, error)]
             raise
 

@@ -64,6 +64,7 @@ def _register_profiles(config: pytest.Config) -> None:
         "derandomize": True,
         "max_examples": 20,
         "print_blob": False,
+        "report_multiple_bugs": False,
         "suppress_health_check": [HealthCheck.too_slow],
     }
     settings.register_profile("learn", **common)

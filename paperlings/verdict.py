@@ -212,7 +212,10 @@ def explain(finding: Finding) -> list[str]:
     lines = [f"{judged}: {finding.test}" if judged and len(judged) < 40 else finding.test]
     if test and test.law:
         lines += _labelled("law", test.law, 3)
-    for i, line in enumerate(finding.example[:5]):
+    shown, rest = finding.example[:5], finding.example[5:]
+    if rest:
+        shown = [*finding.example[:4], "; ".join(finding.example[4:])]
+    for i, line in enumerate(shown):
         lines += _labelled("with" if i == 0 else "", line, 2)
     lines += _labelled("time-out" if finding.timed_out else "found", finding.what, 4)
     if finding.question:

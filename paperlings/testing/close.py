@@ -8,6 +8,8 @@ with the worst index, both values there and the question that helps.
 from __future__ import annotations
 
 import contextlib
+import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -236,11 +238,14 @@ def _show(value: Any) -> str:
 def rejects(
     *named: Any, question: str = "Which arguments does the docstring refuse?"
 ) -> Iterator[None]:
-    """Check that the block raises ValueError, and that its message names everything in `named`."""
+    """Check that the block raises ValueError, and that its message names everything in `named`.
+
+    named: words, numbers and shapes; a number may be written in any way, (2, 3) as torch does too.
+    """
     try:
         yield
     except ValueError as error:
-        missing = [str(name) for name in named if str(name).lower() not in str(error).lower()]
+        missing = [str(name) for name in named if not _mentions(str(error), name)]
         if missing:
             raise Mismatch(
                 question,
@@ -248,3 +253,21 @@ def rejects(
             ) from None
         return
     raise Mismatch(question, "expected a ValueError, and none was raised")
+
+
+def _mentions(message: str, name: Any) -> bool:
+    """Whether a message names a word, a number or a shape."""
+    if isinstance(name, (int, float)) and not isinstance(name, bool):
+        number = r"(?:(?<!\w)[-+])?(?:\d+\.?\d*(?:e[-+]?\d+)?|\.\d+|inf|nan)"
+        found = [float(text) for text in re.findall(number, message.lower())]
+        return any(x == name or math.isclose(x, name, rel_tol=1e-5) for x in found) or (
+            math.isnan(name) and "nan" in message.lower()
+        )
+    return _plain(str(name)) in _plain(message)
+
+
+def _plain(text: str) -> str:
+    """Lower case, and shapes in one spelling: (2,), [2] and torch.Size([2]) are (2)."""
+    text = re.sub(r"torch\.size\(\[(.*?)\]\)", r"(\1)", text.lower())
+    text = re.sub(r"\[([\d, ]*)\]", r"(\1)", text)
+    return re.sub(r",\)", ")", text)

@@ -133,3 +133,36 @@ def test_a_gradient_that_does_not_flow_is_zero() -> None:
     x, y = double(2, 3).requires_grad_(True), double(1).requires_grad_(True)
     assert [g.tolist() for g in gradients((x * x).sum(), [x, y])] == [[4.0, 6.0], [0.0]]
     assert [g.tolist() for g in gradients(double(5).sum(), [x, y])] == [[0.0, 0.0], [0.0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (0.0, "entry 2 is 0"),
+        (0.0, "entry 2 is tensor(0.)"),
+        (-1.5, "clip: -1.5000"),
+        (1e-7, "eps=1e-07"),
+        (2, "rank 2.0 is too large"),
+        (4, "outside 1-4"),
+        (NAN, "beta is nan"),
+        (INF, "beta is inf"),
+        ((), "t has the shape torch.Size([])"),
+        ((3,), "got [3]"),
+        ("(2, 3)", "x: torch.Size([2, 3])"),
+        ("Shape", "shapes differ"),
+    ],
+)
+def test_a_refusal_may_name_its_reason_in_its_own_spelling(name, message: str) -> None:
+    """A number as a number, a shape as a tuple, a list or torch's Size."""
+    with rejects(name):
+        raise ValueError(message)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [(0.0, "entry 20 is 10"), (2, "rank 12, 0.2"), ((3,), "shape (3, 3)"), ("(2, 3)", "(3, 2)")],
+)
+def test_a_refusal_that_names_something_else_is_not_enough(name, message: str) -> None:
+    """Digits inside another number, and sizes of another shape, are no name."""
+    with pytest.raises(Mismatch, match="should name"), rejects(name):
+        raise ValueError(message)
