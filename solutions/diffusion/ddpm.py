@@ -316,7 +316,8 @@ def discretized_gaussian_nll(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tens
     that bin under N(mean, exp(log_scale)^2), with a probability below 1e-12 counted as 1e-12.
     mean and log_scale broadcast against x. Both tails keep their digits, in float32 too: x, mean
     and -x, -mean cost the same, although 1 - 1e-9 rounds to 1. (In float32 torch.special.ndtr is 0
-    below -5.5, where erfc still has all its digits.) Costs and gradients are always finite.
+    below -5.5, where erfc still has all its digits.) Costs and gradients are finite for any mean
+    and for log_scale of -12 and more.
     """
 
     # Task: differences of the normal distribution function, open at the edges.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -779,6 +780,26 @@ def test_every_parameter_learns(impl, reference):
     )
 
 
+@pytest.mark.parametrize("weighting", ["simple", "vlb"])
+def test_images_may_lie_in_memory_in_any_order(impl, reference, weighting):
+    """Channels last, as image files have them, cost the same."""
+    x0, noise = draws(2, (3, 2, 3, 2), 2)
+    expected = reference.diffusion_loss(bend, x0, T3, noise, STEEP, weighting=weighting)
+    x0, noise = (x.to(memory_format=torch.channels_last) for x in (x0, noise))
+    loss = impl.diffusion_loss(bend, x0, T3, noise, chain(impl, STEEP), weighting=weighting)
+    assert_close(loss, np.float64(expected), "Does a line need contiguous memory, such as .view()?")
+
+
+def test_the_bound_keeps_its_digits_in_single(impl, reference):
+    """The weight of the first of 1000 steps is taken from the float64 tables, and then cast."""
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64).tolist()
+    t = torch.tensor([0, 0, 1])
+    expected = reference.diffusion_loss(bend, X, t, Y, betas, weighting="vlb")
+    loss = impl.diffusion_loss(bend, X.float(), t, Y.float(), chain(impl, betas), weighting="vlb")
+    question = "How many digits has 1 - alpha_bar in float32?"
+    assert_close(loss, np.float64(expected), question, dtype=torch.float32)
+
+
 @pytest.mark.parametrize("weighting", ["sum", "Simple", "", None])
 def test_unknown_weightings_are_refused(impl, weighting):
     """diffusion_loss names a weighting that it does not know."""
@@ -869,17 +890,32 @@ def test_training_draws_twice_and_leaves_the_mode(impl, reference):
     assert_close(flags, [False, False], "Who decides what is trained, and in which mode?")
 
 
+class Scale(nn.Module):
+    """eps = x w, which remembers what it was called with."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
+        self.seen = []
+
+    def forward(self, x, t):
+        self.seen.append((x.detach().clone(), t.clone()))
+        return self.w * x
+
+
+@driver
+def trained_on_images(impl, x0, seed):
+    """What the model sees in one step."""
+    model = Scale()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    impl.train_step(model, optimizer, x0, chain(impl, STEEP), torch.Generator().manual_seed(seed))
+    return model.seen
+
+
 def test_images_can_be_trained_on(impl, reference):
     """train_step takes data of any rank and hands the model t of shape (B,) in int64."""
-    scale, seen = nn.Parameter(torch.tensor(0.5, dtype=torch.float64)), []
-
-    def model(x, t):
-        seen.append((x.detach().clone(), t.clone()))
-        return scale * x
-
     x0 = draws(5, (4, 3, 1, 2), 1)[0]
-    generator = torch.Generator().manual_seed(11)
-    impl.train_step(model, Descent([scale]), x0, chain(impl, STEEP), generator)
+    seen = trained_on_images(impl, x0, 11)
     generator = torch.Generator().manual_seed(11)
     t = torch.randint(0, 4, (4,), generator=generator)
     noise = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
@@ -923,9 +959,10 @@ def test_the_last_step_draws_nothing(impl):
     """At t = 0 two seeds give one answer, and the generator does not move."""
     generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
     before = [g.get_state() for g in generators]
-    for clip in (None, 1.5):
+    for clip, variance in itertools.product((None, 1.5), ("beta", "posterior")):
         first, second = (
-            impl.p_sample(bend, X, 0, chain(impl, STEEP), g, clip=clip) for g in generators
+            impl.p_sample(bend, X, 0, chain(impl, STEEP), g, clip=clip, variance=variance)
+            for g in generators
         )
         assert_close(first, second, "What is z at the last step of Algorithm 2?")
     assert_close([g.get_state() for g in generators], before, "Is anything drawn at t = 0?")
@@ -1396,6 +1433,20 @@ def test_whole_steps_are_embedded_in_single(impl, reference):
         )
 
 
+def test_half_steps_keep_their_dtype(impl, reference):
+    """A floating t of any dtype gives an embedding of that dtype."""
+    for dtype in (torch.float16, torch.bfloat16):
+        t = torch.tensor([0, 7, 100], dtype=dtype)
+        question = "Which dtypes are floating?"
+        assert_close(
+            impl.timestep_embedding(t, 10),
+            reference.timestep_embedding(t, 10),
+            question,
+            dtype=dtype,
+            scale=1.0,
+        )
+
+
 @pytest.mark.parametrize("dim", [1, 0, -4])
 def test_an_embedding_needs_a_sine_and_a_cosine(impl, dim):
     """timestep_embedding refuses dim < 2 and names it."""
@@ -1630,7 +1681,10 @@ def test_predicting_noise_works_and_predicting_means_does_not(impl, figure):
         (distance < 0.45).double().mean().item(),
     )
     draw_ring(
-        figure("Predicting noise finds the ring; predicting means fills it."),
+        figure(
+            "Predicting noise finds the ring, predicting means fills it. "
+            "So small a network does not part the eight modes."
+        ),
         real,
         trajectory,
         means,
