@@ -44,6 +44,8 @@ class Judge:
         self.figures = (Path(reports) if reports else layout.reports(root)) / "figures"
         self.findings: dict[str, list[Finding]] = {}
         self.partial: set[str] = set()  # papers of which not every test was asked for
+        # whether tests are selected, which the process that reports may not see otherwise
+        self.selects = any(config.getoption(name) for name in ("keyword", "markexpr", "--task"))
         self.stuck: dict[tuple[str, str], str] = {}  # (paper, task) -> what stopped it
         self.diagnosed: dict[tuple[str, str], int] = {}
         self.diagnoses = True
@@ -322,7 +324,7 @@ class Judge:
     def _screen(self) -> list[str]:
         """One paper whole, or of several a line each and the first failing one whole."""
         verdicts = [
-            verdict.of_paper(key, findings, key in self.partial, self.root)
+            verdict.of_paper(key, findings, self.selects or key in self.partial, self.root)
             for key, findings in self.findings.items()
         ]
         if len(verdicts) == 1:

@@ -67,8 +67,10 @@ def _register_profiles(config: pytest.Config) -> None:
         "report_multiple_bugs": False,
         "suppress_health_check": [HealthCheck.too_slow],
     }
-    settings.register_profile("learn", **common)
-    settings.register_profile("grade", **common, phases=(Phase.explicit, Phase.generate))
+    found = (Phase.explicit, Phase.generate)
+    # without Phase.explain, which takes longer than all the others and says nothing that is shown
+    settings.register_profile("learn", **common, phases=(*found, Phase.shrink))
+    settings.register_profile("grade", **common, phases=found)
     settings.register_profile("explore", **{**common, "derandomize": False, "max_examples": 200})
     if not config.getoption("--hypothesis-profile", None):
         settings.load_profile("learn")

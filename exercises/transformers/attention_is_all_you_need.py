@@ -49,7 +49,8 @@ def scaled_dot_product_attention(
 
     weights = softmax over the keys of q k^T / sqrt(dk), and out = weights v; returns out, weights.
     mask: bool, broadcastable to (..., Tq, Tk); where it is False the weight is exactly 0, as if
-    the key were not there. A query that sees no key has weights, out and gradients 0, never NaN.
+    the key, of any finite size, were not there. A query that sees no key has weights, out and
+    gradients 0, never NaN.
     Finite and right for scores up to 1e6 in float64. The answers have the dtype of the inputs,
     float16 too. torch's own scaled_dot_product_attention is not to be used.
 
@@ -308,7 +309,8 @@ def train_step(
     its mode, train or eval, is left as it is.
     batch: src (B, S) and tgt (B, T), int64. The model reads tgt without its last token and is to
     say tgt without its first. Before the update the learning rate of every parameter group becomes
-    noam_lr(step, d_model, warmup). Gradients left over from before do not count.
+    noam_lr(step, d_model, warmup). Gradients left over from before do not count. A parameter of the
+    optimizer may be frozen: it stays as it is.
     """
     # TODO: set the learning rate, clear the gradients, forward, loss, backward, step.
     raise NotImplementedError("train_step")

@@ -8,13 +8,13 @@ it.
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import random
 import site
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,8 +94,12 @@ def test_inputs_are_left_alone(impl: Any, task: str, example: Example) -> None:
 
 
 def test_the_same_call_gives_the_same_answer(impl: Any, task: str, example: Example) -> None:
-    """The answer depends on the arguments alone: no state, no hidden chance."""
-    first = _answers(example.run(impl, task, example.arguments()))
+    """The answer depends on the arguments alone: no state, no hidden chance, and whoever writes
+    into an answer spoils no other.
+    """
+    answer = example.run(impl, task, example.arguments())
+    first = [x.clone() if isinstance(x, Tensor) else x for x in _answers(answer)]
+    _spoil(answer)
     second = _answers(example.run(impl, task, example.arguments()))
     assert_close(
         second, first, "Is something kept between calls, or drawn from the global random state?"
@@ -177,6 +181,11 @@ def test_gradients_are_finite_and_right(impl: Any, task: str, example: Example) 
 def test_global_state_is_left_alone(impl: Any, task: str, example: Example) -> None:
     """Random states, the default dtype and the gradient mode are as they were."""
     call = example.ready(impl, task, example.arguments())
+    # a state that no call before this one has left behind
+    torch.set_default_dtype(torch.float32)
+    torch.set_grad_enabled(True)
+    for draw in (lambda: torch.rand(1), np.random.rand, random.random):
+        draw()
     before = _global_state()
     call()
     after = _global_state()
@@ -234,6 +243,15 @@ def _answers(out: Any) -> list[Any]:
     return [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in tree_leaves(out)]
 
 
+@torch.no_grad()
+def _spoil(out: Any) -> None:
+    """Write into every tensor of an answer that can be written to."""
+    for leaf in tree_leaves(out):
+        if isinstance(leaf, Tensor):
+            with contextlib.suppress(RuntimeError):  # an expanded view holds one place many times
+                leaf.fill_(0)
+
+
 def _largest(values: list[Any]) -> float:
     return max([float(v.abs().max()) for v in values if _floating(v) and v.numel()], default=0.0)
 
@@ -257,12 +275,10 @@ def _weighted(out: Any) -> Tensor:
 
 def _differences(value: Callable[[], Tensor], x: Tensor) -> Tensor:
     """Central differences of `value` by every entry of x."""
-    out = torch.zeros_like(x)
-    for i in range(x.numel()):
-        unit = torch.zeros(x.numel(), dtype=x.dtype)
-        unit[i] = 1.0
-        out.view(-1)[i] = _slope(value, x, unit.reshape(x.shape))
-    return out.detach()
+    slopes = []
+    for unit in torch.eye(x.numel(), dtype=x.dtype):
+        slopes.append(_slope(value, x, unit.reshape(x.shape)))
+    return torch.stack(slopes).reshape(x.shape)
 
 
 def _slope(value: Callable[[], Tensor], x: Tensor, direction: Tensor) -> Tensor:
@@ -330,7 +346,7 @@ def _install() -> None:
     sys.addaudithook(hook)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _watched() -> Iterator[list[str]]:
     _install()
     seen: list[str] = []

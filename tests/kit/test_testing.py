@@ -48,6 +48,10 @@ def counted(x, y):
     return x * STATE["calls"] + y
 
 
+def remembered(x, y):
+    return STATE.setdefault("answer", x * y)
+
+
 def in_place(x, y):
     return x.mul_(y)
 
@@ -75,7 +79,11 @@ def imports(x, y):
 
 WRONG = {
     "test_inputs_are_left_alone": [in_place, hidden_in_place],
-    "test_the_same_call_gives_the_same_answer": [counted, lambda x, y: x * y + torch.rand(3, 2)],
+    "test_the_same_call_gives_the_same_answer": [
+        counted,
+        remembered,
+        lambda x, y: x * y + torch.rand(3, 2),
+    ],
     "test_float32_stays_float32_and_agrees": [
         lambda x, y: x.double() * y,
         lambda x, y: (x.half() if x.dtype == torch.float32 else x) * y,

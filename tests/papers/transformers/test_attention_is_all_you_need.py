@@ -603,6 +603,16 @@ def test_the_encoder_layer_is_post_norm(impl, reference, case):
     assert_close(layer(case["x"], mask), expected, question, scale=1.0)
 
 
+def test_the_encoder_rectifies_and_does_no_more(impl, reference):
+    """max(0, h) for hidden values of any size, far below zero and far above."""
+    layer, x = encoder_of(impl), numbers(3, 5, 4)
+    state = state_of(layer)
+    layer.load_state_dict({**state, "w_1": 40 * state["w_1"]})
+    expected = reference.encoder_layer(state_of(layer), x, None, n_heads=2)
+    question = "What stands between the two matrices of the feed-forward network?"
+    assert_close(layer(x), expected, question, scale=1.0)
+
+
 def test_an_encoder_layer_answers_normalised_tokens(impl):
     """At initialisation every token comes out with mean 0 and variance 1: the norm is last."""
     generator = torch.Generator().manual_seed(3)
@@ -686,6 +696,16 @@ def test_the_decoder_layer_has_three_sublayers(impl, reference, case):
     question = (
         "Do queries come from the decoder, keys and values from the memory? Which mask goes where?"
     )
+    assert_close(layer(*arguments), expected, question, scale=1.0)
+
+
+def test_the_decoder_rectifies_and_does_no_more(impl, reference):
+    """max(0, h) for hidden values of any size, far below zero and far above."""
+    layer, arguments = decoder_of(impl), (numbers(3, 5, 4), numbers(3, 2, 4, seed=1), None, None)
+    state = state_of(layer)
+    layer.load_state_dict({**state, "w_1": 40 * state["w_1"]})
+    expected = reference.decoder_layer(state_of(layer), *arguments, n_heads=2)
+    question = "What stands between the two matrices of the feed-forward network?"
     assert_close(layer(*arguments), expected, question, scale=1.0)
 
 
@@ -897,6 +917,23 @@ def test_initial_weights_come_from_the_generator(impl):
     assert_close(biases, zeros, "With which values do biases start?")
 
 
+def test_initial_weights_are_drawn_in_order(impl):
+    """The embedding, then the encoder's layers, then the decoder's: a second layer of each leaves
+    what was drawn before it as it is.
+    """
+
+    def weights(layers):
+        generator = torch.Generator().manual_seed(1)
+        return state_of(impl.Transformer(5, 4, 2, 6, layers, pad_id=0, generator=generator))
+
+    one, two = weights(1), weights(2)
+    before = [name for name in one if name == "embedding" or name.startswith("encoder.0")]
+    question = "Which weights are drawn first? The generator knows the order."
+    assert_close({n: two[n] for n in before}, {n: one[n] for n in before}, question)
+    name = "decoder.0.self_attention.w_q"
+    assert_close(bool((two[name] == one[name]).all()), False, question)
+
+
 def test_embeddings_start_with_unit_length(impl):
     """Initial embeddings are normal with standard deviation D^-0.5: sqrt(D) E has variance 1."""
     generator = torch.Generator().manual_seed(0)
@@ -1022,6 +1059,10 @@ def test_embeddings_are_dropped_at_the_given_rate(impl):
     dropped = float(gone.double().mean())
     assert_close(dropped, 0.3, "Is the rate the one that was asked for?", rtol=0.2)
     assert_independent(~gone.flatten(0, 1))
+    # two masks drawn apart agree at 58 % of the features
+    for other in (gone.roll(1, dims=0), gone.roll(1, dims=1)):
+        alike = float((gone == other).double().mean())
+        assert_close(alike, 0.58, "Has every token of every row a mask of its own?", rtol=0.2)
 
 
 def test_without_dropout_training_is_evaluation(impl):
@@ -1119,6 +1160,15 @@ def test_logits_at_padding_do_not_matter(impl, case, garbage):
         case["target"] = torch.cat([case["target"], padding])
         case["logits"] = torch.cat([case["logits"], case["logits"]])
         assert_close(impl.label_smoothed_loss(**case), before.detach(), question, scale=scale)
+
+
+def test_a_loss_of_half_precision_stays_half(impl, reference):
+    """The loss has the dtype of the logits."""
+    said, target = numbers(3, 4, 5), tokens(3, 4, below=5)
+    for dtype in (torch.float16, torch.bfloat16):
+        expected = reference.label_smoothed_loss(said.to(dtype), target, eps=0.1, pad_id=2)
+        loss = impl.label_smoothed_loss(said.to(dtype), target, pad_id=2)
+        assert_close(loss, np.float64(expected), "Which dtype has the loss?", dtype=dtype)
 
 
 def test_the_smoothing_of_the_paper_is_the_default(impl, reference):
