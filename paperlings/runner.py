@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import io
 import itertools
 import json
@@ -105,6 +106,9 @@ def run_many(jobs: list[Job]) -> list[Run]:
     """
     runs: list[Run] = []
     if _context().get_start_method() == "fork":
+        # half a second, which torch.broadcast_shapes would cost every process
+        importlib.import_module("torch.fx.experimental.symbolic_shapes")
+
         keys = list(dict.fromkeys(job.key for job in jobs))
         for key in keys:
             with contextlib.suppress(Exception):  # a broken oracle is the trouble of each job

@@ -306,7 +306,8 @@ def network(
     """
     layers: list[nn.Module] = []
     for sizes in itertools.pairwise((inputs, hidden, hidden, outputs)):
-        linear = nn.utils.skip_init(nn.Linear, *sizes)
+        with torch.random.fork_rng(devices=[]):  # torch draws weights that are then replaced
+            linear = nn.Linear(*sizes)
         last = len(layers) == 4
         nn.init.orthogonal_(linear.weight, gain if last else 2**0.5, generator=generator)
         nn.init.zeros_(linear.bias)

@@ -69,8 +69,9 @@ THETA = numbers(12, seed=9)  # of a linear policy (3, 2), (3,) and a linear valu
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:
-    """A layer in float64 whose weights are still to be set; nothing is drawn."""
-    return nn.utils.skip_init(nn.Linear, inputs, outputs, dtype=torch.float64)
+    """A layer in float64 whose weights are still to be set; no state is moved."""
+    with torch.random.fork_rng(devices=[]):
+        return nn.Linear(inputs, outputs, dtype=torch.float64)
 
 
 @driver
