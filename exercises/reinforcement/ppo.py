@@ -22,9 +22,9 @@ by leaving the neighbourhood of the old policy: K epochs of plain minibatch step
     K, M            epochs, minibatch   T, N, B, O, A, D: steps, actors, samples, and the widths of
                                         an observation, a choice of actions, a Gaussian action
 
-*Tasks*  td_errors, gae; affine_compose, reverse_affine_scan, gae_scan; clipped_surrogate;
-kl_penalised_surrogate, adapt_beta; categorical_kl, gaussian_kl; ppo_objective;
-minibatches, linear_anneal; standardise, ppo_update.
+*Tasks*  td_errors, gae, affine_compose, reverse_affine_scan, gae_scan, clipped_surrogate,
+kl_penalised_surrogate, adapt_beta, categorical_kl, gaussian_kl, ppo_objective, minibatches,
+linear_anneal, standardise, ppo_update.
 
 *Differs*  The exponents of r_{T-1} in Eq. 10 and of delta_{T-1} in Eq. 11 are printed T - t + 1;
 they are T - t - 1. Here advantages may be standardised in each minibatch, log-ratios are clamped to
