@@ -59,6 +59,18 @@ class Catalogue(dict[str, Paper]):
             chosen |= self._meant(name)
         return [paper for key, paper in self.items() if key in chosen or not names]
 
+    def select_written(self, names: list[str]) -> list[Paper]:
+        """Those of `select` that have a solution and tests.
+
+        Raises CatalogueError where none has, too.
+        """
+        chosen, written = self.select(names), set(layout.written())
+        found = [paper for paper in chosen if paper.key in written]
+        if not found:
+            kind = f"{chosen[0].key} is" if len(chosen) == 1 else f"these {len(chosen)} papers are"
+            raise CatalogueError(f"{kind} in the catalogue, but not written yet")
+        return found
+
     def _meant(self, name: str) -> set[str]:
         plain = _without_root(name)
         found = {k for k, p in self.items() if plain in (k, p.name, p.track)}

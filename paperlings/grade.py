@@ -40,12 +40,7 @@ def grade(
     Raises CatalogueError for a name that means nothing.
     """
     papers = catalogue.load()
-    chosen = papers.select(names)
-    written = set(layout.written())
-    todo = [paper for paper in chosen if paper.key in written]
-    if not todo:
-        kind = f"{chosen[0].key} is" if len(chosen) == 1 else f"these {len(chosen)} papers are"
-        raise catalogue.CatalogueError(f"{kind} in the catalogue, but not written yet")
+    todo = papers.select_written(names)
     begun = time.monotonic()
     runner.warm()
     jobs = [runner.Job(paper.key, root, reports, claims) for paper in todo]
@@ -55,7 +50,7 @@ def grade(
     if as_json:
         print(json.dumps(result, indent=2))
     else:
-        show(result, runs, len(chosen) - len(todo), reports)
+        show(result, runs, len(papers.select(names)) - len(todo), reports)
     if any(run.trouble for run in runs):
         return BROKEN
     return BELOW if result["totals"]["percent"] < fail_under else GRADED

@@ -17,6 +17,7 @@ from paperlings import (
     reach,
     runner,
     stubs,
+    tables,
     teacher,
     verdict,
 )
@@ -44,10 +45,7 @@ def mistakes(names: list[str]) -> int:
     """Try every variant of the papers that `names` mean, print the rates,
     and return 1 if anything is at fault.
     """
-    written = set(layout.written())
-    keys = [paper.key for paper in catalogue.load().select(names) if paper.key in written]
-    if not keys:
-        raise catalogue.CatalogueError("none of these papers is written yet")
+    keys = [paper.key for paper in catalogue.load().select_written(names)]
     runner.warm()
     rates = measure(keys)
     show(rates)
@@ -182,25 +180,18 @@ def _judge(variant: Variant, run: runner.Run, rates: Rates) -> None:
 
 def show(rates: list[Rates]) -> None:
     """Print the table of rates, and every fault."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("paper")
-    for heading in ("caught", "named", "accepted", "vacuous", "seconds"):
-        table.add_column(heading, justify="right")
-    for rate in rates:
-        table.add_row(
+    rows = [
+        [
             rate.key.split("/")[1],
             f"{rate.caught} of {rate.mistakes}",
             f"{rate.named} of {rate.mistakes}",
             f"{rate.accepted} of {rate.equivalents}",
             str(rate.vacuous),
             f"{rate.seconds:.1f}",
-        )
-    console.print(table)
+        ]
+        for rate in rates
+    ]
+    console = tables.show(["caught", "named", "accepted", "vacuous", "seconds"], rows)
     caught, all_mistakes = sum(r.caught for r in rates), sum(r.mistakes for r in rates)
     accepted, all_equivalents = sum(r.accepted for r in rates), sum(r.equivalents for r in rates)
     console.print(

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paperlings import catalogue, files, layout, reach, runner, stubs, teacher
+from paperlings import catalogue, files, layout, reach, runner, stubs, tables, teacher
 from paperlings.verdict import PASSED
 
 SWAPS: dict[type[ast.AST], tuple[type[ast.AST], ...]] = {
@@ -88,10 +88,7 @@ def mutants(names: list[str]) -> int:
     """Try every mutant of the papers that `names` mean, print the tally,
     and return 1 where one lives unexplained.
     """
-    written = set(layout.written())
-    keys = [paper.key for paper in catalogue.load().select(names) if paper.key in written]
-    if not keys:
-        raise catalogue.CatalogueError("none of these papers is written yet")
+    keys = [paper.key for paper in catalogue.load().select_written(names)]
     runner.warm()
     tallies = [measure(key) for key in keys]
     show(tallies)
@@ -160,22 +157,14 @@ def _lived(key: str, source: str, made: dict[str, Mutant]) -> set[str]:
 
 def show(tallies: list[Tally]) -> None:
     """Print the table, and every survivor as the .toml would explain it."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("paper")
-    for heading in ("mutants", "killed", "explained", "alive", "rate"):
-        table.add_column(heading, justify="right")
+    rows = []
     for tally in tallies:
         alive = len(tally.survivors)
         killed = tally.mutants - tally.explained - alive
         rate = f"{killed / max(killed + alive, 1):.1%}"
         numbers = (tally.mutants, killed, tally.explained, alive)
-        table.add_row(tally.key.split("/")[1], *map(str, numbers), rate)
-    console.print(table)
+        rows.append([tally.key.split("/")[1], *map(str, numbers), rate])
+    console = tables.show(["mutants", "killed", "explained", "alive", "rate"], rows)
     for text in [text for tally in tallies for text in (*tally.faults, *tally.survivors)]:
         console.print(text, markup=False, soft_wrap=True)
 
