@@ -300,7 +300,7 @@ def momenta(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def runs(draw: st.DrawFn) -> dict[str, Any]:
-    """Two matrices and a kernel in two groups, three steps, gradients missing here and there."""
+    """Two matrices and a kernel, a group each, three steps, gradients missing here and there."""
     m, n, o = draw(distinct(3, 1, 4))
     shapes = [(m, n), (n, o), (o, m, 2, 2)]
     counts = [math.prod(shape) for shape in shapes]
@@ -310,7 +310,7 @@ def runs(draw: st.DrawFn) -> dict[str, Any]:
     there = [[i == step or not missing >> 3 * step + i & 1 for i in range(3)] for step in range(3)]
     modes = st.sampled_from(["original", "match_rms_adamw", "spectral"])
     groups = [
-        {"params": [0, 2], "lr": 0.5, "nesterov": draw(st.booleans())},
+        {"params": [0], "lr": 0.5, "nesterov": draw(st.booleans())},
         {
             "params": [1],
             "momentum": draw(st.sampled_from([0.0, 0.5])),
@@ -318,6 +318,7 @@ def runs(draw: st.DrawFn) -> dict[str, Any]:
             "weight_decay": 0.25,
             "scale": draw(modes),
         },
+        {"params": [2], "lr": 0.25},
     ]
     return {
         "values": [x[0].reshape(shape) for x, shape in zip(rows, shapes, strict=True)],
