@@ -181,12 +181,17 @@ def standing(verdict: PaperVerdict) -> list[str]:
             (f for f in verdict.findings.values() if f.what and _is_claim(verdict.key, f)), None
         )
         detail = f": {claim.what}" if claim and verdict.claim in (TODO, UNVERIFIED) else ""
+        picture = layout.reports(verdict.root) / "figures" / f"{verdict.key}.png"
+        if verdict.claim == PASSED and picture.exists():
+            detail = f": see {layout.shown(picture)}"
         lines += _labelled("claim", verdict.claim + detail, 2)
     return lines
 
 
 def headline(verdict: PaperVerdict) -> str:
     """How many tasks of the paper pass."""
+    if not verdict.tasks and verdict.claim:
+        return f"{verdict.key}: the claim alone, {verdict.claim}"
     selected = ", as far as the tests selected tell" if verdict.partial else ""
     return f"{verdict.key}: {verdict.count(PASSED)} of {len(verdict.tasks)} tasks pass{selected}"
 

@@ -141,6 +141,7 @@ def test_the_claim_waits_for_its_tasks(house) -> None:
     assert "it waits until the paper's other tests pass" in house.run("pytest").stdout
     alone = house.run("pytest", "-k", "test_entropy_grows")
     assert re.search(r"claim +failed", alone.stdout)
+    assert "demo/softmax: the claim alone, failed" in alone.stdout
     assert not (house.home / "reports/figures/demo/softmax.png").exists()
 
 
@@ -148,7 +149,9 @@ def test_a_passed_claim_leaves_a_figure(house) -> None:
     """The figure of a passed claim lies among the reports; when the claim fails, it is gone."""
     house.file("exercises").write_text(house.solution())
     picture = house.home / "reports/figures/demo/softmax.png"
-    assert house.run("pytest").returncode == 0
+    done = house.run("pytest")
+    assert done.returncode == 0
+    assert "passed: see reports/figures/demo/softmax.png" in done.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
     house.file("exercises").write_text(wrong(house))
     house.run("pytest", "-k", "test_entropy_grows")
