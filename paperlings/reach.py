@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 
 from paperlings import stubs
 
@@ -14,18 +15,12 @@ def reached(source: str, lines: range) -> tuple[str, ...]:
 
     All of them where the lines stand outside every function and class.
     """
-    groups = tuple(dict.fromkeys(task.group for task in stubs.tasks(source)))
-    nodes = _definitions(source)
     inside = definitions(source, lines)
     if not inside:
-        return groups
-    uses = {
-        name: {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} & nodes.keys()
-        for name, node in nodes.items()
-    }
-    while more := {name for name, used in uses.items() if used & inside} - inside:
+        return _groups(source)
+    while more := {name for name, used in _uses(source).items() if used & inside} - inside:
         inside |= more
-    return tuple(group for group in groups if group in inside)
+    return tuple(group for group in _groups(source) if group in inside)
 
 
 def definitions(source: str, lines: range) -> set[str]:
@@ -43,8 +38,25 @@ def lines_of(source: str, place: str) -> range:
     return range(start, start + place.count("\n") + 1)
 
 
+# one solution is asked about hundreds of times
+@functools.cache
+def _groups(source: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(task.group for task in stubs.tasks(source)))
+
+
+@functools.cache
 def _definitions(source: str) -> dict[str, Definition]:
     return {node.name: node for node in ast.parse(source).body if isinstance(node, Definition)}
+
+
+@functools.cache
+def _uses(source: str) -> dict[str, set[str]]:
+    """The functions and classes of the module, and which of the others each of them names."""
+    nodes = _definitions(source)
+    return {
+        name: {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} & nodes.keys()
+        for name, node in nodes.items()
+    }
 
 
 def _first(node: Definition) -> int:

@@ -62,6 +62,12 @@ class House:
             stdin=subprocess.DEVNULL,
         )
 
+    def says(self, *arguments: str) -> tuple[int, str]:
+        """The exit status of `paperlings <arguments>`, and all it says, on one line."""
+        done = self.run("paperlings", *arguments)
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.returncode, " ".join((done.stdout + done.stderr).split())
+
     def grade(self, *arguments: str) -> dict[str, Any]:
         """What `paperlings grade --json` says."""
         done = self.run("paperlings", "grade", "--json", *arguments)
