@@ -51,6 +51,12 @@ def mutants(session: nox.Session) -> None:
 
 
 @nox.session
+def gates(session: nox.Session) -> None:
+    """Time your kernels against the kit's own on this machine's NVIDIA GPU."""
+    _run(session, "-m", "paperlings", "gates", *session.posargs)
+
+
+@nox.session
 def stubs(session: nox.Session) -> None:
     """Write exercises/ from solutions/; `-- --check` only compares."""
     _run(session, "-m", "paperlings", "stubs", *session.posargs)

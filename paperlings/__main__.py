@@ -63,6 +63,11 @@ def _parser() -> argparse.ArgumentParser:
     mutants.add_argument("names", nargs="*", metavar="paper|track")
     mutants.set_defaults(run=_mutants)
 
+    gates = verbs.add_parser("gates", help="time the kernels on this machine's NVIDIA GPU")
+    gates.add_argument("names", nargs="*", metavar="kernel")
+    gates.add_argument("--impl", default="exercises", metavar="DIR", help="time the code in DIR")
+    gates.set_defaults(run=_gates)
+
     generate = verbs.add_parser("stubs", help="write exercises/ from solutions/")
     generate.add_argument(
         "--check", action="store_true", help="write nothing; fail where a stub is out of date"
@@ -99,6 +104,12 @@ def _mutants(options: argparse.Namespace) -> int:
     from paperlings.mutants import mutants
 
     return mutants(options.names)
+
+
+def _gates(options: argparse.Namespace) -> int:
+    from paperlings.lanes.gate.command import gates
+
+    return gates(options.names, _root(options.impl))
 
 
 def _stubs(options: argparse.Namespace) -> int:

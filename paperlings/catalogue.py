@@ -1,10 +1,12 @@
-"""The catalogue: papers.toml, every paper in learning order, checked as it is read."""
+"""The catalogue: papers.toml, every paper in learning order, checked as it is read,
+and after them the kernels.
+"""
 
 from __future__ import annotations
 
 import difflib
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +110,32 @@ def load(path: Path = layout.CATALOGUE) -> Catalogue:
     order = {key: i for i, key in enumerate(_headers(path))}
     ordered = Catalogue(sorted(catalogue.items(), key=lambda item: order[item[0]]))
     _check_needs(ordered)
+    if path == layout.CATALOGUE:
+        ordered |= _kernels(ordered)
     return ordered
+
+
+def _kernels(papers: Catalogue) -> Catalogue:
+    """The kernels that are written, as papers of their own track, in the order of their papers.
+
+    Each names its paper in the first line of its .toml: `paper = "track/name"`.
+    """
+    found = Catalogue()
+    for key in filter(layout.is_kernel, layout.written()):
+        file = layout.knowledge(key)
+        try:
+            home = tomllib.loads(file.read_text(encoding="utf-8")).get("paper")
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise CatalogueError(f"{layout.shown(file)} cannot be read: {error}") from None
+        if not isinstance(home, str) or home not in papers:
+            raise CatalogueError(f"{layout.shown(file)}: paper = {home!r} is no paper's key")
+        track, name = key.split("/")
+        title = f"{name}, a kernel of: {papers[home].title}"
+        needs = (papers[home].name,)
+        found[key] = replace(papers[home], track=track, name=name, title=title, needs=needs)
+    order = list(papers)
+    names = {paper.name: key for key, paper in papers.items()}
+    return Catalogue(sorted(found.items(), key=lambda item: order.index(names[item[1].needs[0]])))
 
 
 def _without_root(name: str) -> str:

@@ -12,6 +12,7 @@ import functools
 from dataclasses import dataclass
 
 from paperlings import layout, stubs
+from paperlings.lanes import COMPILED, GATE, INTERPRETER
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -21,13 +22,15 @@ class Expected:
     """One test function, or a conformance test of one task: `test_views_are_accepted[dpo_loss]`.
 
     tasks: what it judges, in the paper's order.  law: the first sentence of its docstring.
-    claim: whether it is the paper's claim, which no task waits for.
+    claim: whether it is the paper's claim or the kernel's gate, which no task waits for.
+    lane: of a kernel's test, one of lanes.LANES.
     """
 
     name: str
     tasks: tuple[str, ...]
     law: str
     claim: bool
+    lane: str = ""
 
 
 @functools.cache
@@ -42,15 +45,16 @@ def of(key: str) -> dict[str, Expected]:
         if name.startswith("test"):
             read = _reads(function, functions, frozenset())
             mine = tuple(task for task in tasks if task in read)
-            found[name] = Expected(
-                name, mine, law_of(ast.get_docstring(function)), _is_claim(function)
-            )
+            lane = _lane(function) if layout.is_kernel(key) else ""
+            claim = lane == GATE or "claim" in _marks(function)
+            found[name] = Expected(name, mine, law_of(ast.get_docstring(function)), claim, lane)
     own, claims = [e for e in found.values() if not e.claim], [e for e in found.values() if e.claim]
     for task in tasks if examples(tree) else []:
         if task in examples(tree):
+            lane = INTERPRETER if layout.is_kernel(key) else ""
             own += [
-                Expected(f"{name}[{task}]", (task,), law, False)
-                for name, law in conformance().items()
+                Expected(f"{name}[{task}]", (task,), law, False, lane)
+                for name, law in conformance(key).items()
             ]
     return {e.name: e for e in [*own, *claims]}
 
@@ -67,9 +71,12 @@ def examples(tree: ast.Module) -> list[str]:
 
 
 @functools.cache
-def conformance() -> dict[str, str]:
-    """The names of the conformance tests and their laws, without importing torch."""
-    path = layout.HOME / "paperlings" / "testing" / "conformance.py"
+def conformance(key: str) -> dict[str, str]:
+    """The names of the conformance tests of a paper or a kernel, and their laws, without importing
+    torch.
+    """
+    laws = "kernel_laws.py" if layout.is_kernel(key) else "conformance.py"
+    path = layout.HOME / "paperlings" / "testing" / laws
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return {
         node.name: law_of(ast.get_docstring(node))
@@ -78,12 +85,12 @@ def conformance() -> dict[str, str]:
     }
 
 
-def base(name: str) -> str:
-    """The expected test that a collected item's name stands for:
+def base(key: str, name: str) -> str:
+    """The expected test of a paper that a collected item's name stands for:
     parameters of a paper's own tests do not count.
     """
-    function, _, parameter = name.partition("[")
-    return name if function in conformance() else function if parameter else name
+    function = name.partition("[")[0]
+    return name if function in conformance(key) else function
 
 
 def law_of(docstring: str | None) -> str:
@@ -112,5 +119,12 @@ def _reads(function: Function, functions: dict[str, Function], seen: frozenset[s
     return found
 
 
-def _is_claim(function: Function) -> bool:
-    return any("mark.claim" in ast.unparse(decorator) for decorator in function.decorator_list)
+def _lane(function: Function) -> str:
+    return next((lane for lane in (COMPILED, GATE) if lane in _marks(function)), INTERPRETER)
+
+
+def _marks(function: Function) -> set[str]:
+    """The names of the marks that a test carries."""
+    texts = [ast.unparse(decorator) for decorator in function.decorator_list]
+    marks = [text for text in texts if text.startswith("pytest.mark.")]
+    return {mark.removeprefix("pytest.mark.").partition("(")[0] for mark in marks}

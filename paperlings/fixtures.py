@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 from collections.abc import Callable, Iterator
@@ -10,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from paperlings import layout, loading
+from paperlings import lanes, layout, loading
 from paperlings.judge import STATUS, judge_of
-from paperlings.outcomes import KitFault
+from paperlings.outcomes import KitFault, unverified
 from paperlings.spare import spare_the_compiler
 from paperlings.verdict import FAILED, PASSED
 
 
 @pytest.fixture(scope="module")
-def impl(request: pytest.FixtureRequest) -> ModuleType:
-    """The module under test, freshly loaded from --impl."""
+def impl(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """The module under test, freshly loaded from --impl; a kernel's launches are interpreted."""
     import torch
 
     torch.set_num_threads(1)  # tiny tensors, and the same sums on every machine
@@ -27,11 +28,21 @@ def impl(request: pytest.FixtureRequest) -> ModuleType:
     gc.freeze()  # what has been imported stays; looking through it again costs half a second
     judge = judge_of(request.config)
     key = _key(request)
-    judge.write({"importing": key})
-    try:
-        return loading.load_candidate(judge.root, key)
-    finally:
-        judge.write({"imported": key})
+    with _faithful() if layout.is_kernel(key) else contextlib.nullcontext():
+        judge.write({"importing": key})
+        try:
+            module = loading.load_candidate(judge.root, key)
+        finally:
+            judge.write({"imported": key})
+        yield module
+
+
+def _faithful() -> contextlib.AbstractContextManager[None]:
+    if reason := lanes.why_not_interpreter():
+        unverified(reason)
+    from paperlings.lanes import interpreter
+
+    return interpreter.faithful()
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from paperlings import catalogue, expected, files, layout, runner, verdict
+from paperlings.lanes import LANES
 from paperlings.verdict import FAILED, PASSED, STATUSES, TODO, UNVERIFIED
 
 GRADED, BELOW, USAGE, BROKEN = 0, 1, 2, 3
@@ -81,7 +82,7 @@ def summary(
     """Everything that was found out, as plain data; grade.schema.json describes it."""
     rows = [_row(run, papers[run.job.key], reports) for run in runs]
     tasks = [task["status"] for row in rows for task in row["tasks"]]
-    claims = [row["claim"] for row in rows if row["claim"]]
+    claims = [row["claim"] for row in rows if row["claim"] and not row["lanes"]]
     count = {status: tasks.count(status) for status in STATUSES}
     return {
         "schema": 1,
@@ -111,6 +112,7 @@ def _row(run: runner.Run, paper: catalogue.Paper, reports: Path) -> dict[str, An
         "trouble": run.trouble,
         "tasks": [vars(task) for task in found.tasks],
         "claim": found.claim,
+        "lanes": {lane: finding.status for lane, finding in found.lanes.items()},
         "claim_law": next((test.law for test in tests.values() if test.claim), ""),
         "figure": f"figures/{paper.key}.png" if found.claim == PASSED and figure.exists() else None,
         "seconds": round(run.seconds, 2),
@@ -208,22 +210,19 @@ def junit(result: dict[str, Any]) -> bytes:
 
 def show(result: dict[str, Any], runs: list[runner.Run], unwritten: int, reports: Path) -> None:
     """Print the table, the totals, the first failure and what to do next: one screen."""
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else 80, highlight=False)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
-    for heading, kind in (
-        ("track", "left"),
-        ("paper", "left"),
-        *((s, "right") for s in STATUSES),
-        ("claim", "left"),
-    ):
-        table.add_column(heading, justify=kind, no_wrap=heading != "paper")  # type: ignore[arg-type]
-    for cells in _lines(result["papers"]):
-        table.add_row(*cells)
-    console.print(table)
+    papers = [row for row in result["papers"] if row["track"] != layout.KERNELS]
+    kernels = [row for row in result["papers"] if row["track"] == layout.KERNELS]
+    if papers:
+        console.print(_table(["track", "paper", *STATUSES, "claim"], _lines(papers)))
+    if kernels:
+        lines = [
+            [row["name"], *_counts(row), *(_status(row["lanes"].get(lane, "")) for lane in LANES)]
+            for row in kernels
+        ]
+        console.print(_table(["kernel", *STATUSES, *LANES], lines))
     totals, claims = result["totals"]["tasks"], result["totals"]["claims"]
     words = ", ".join(f"{totals[status]} {status}" for status in STATUSES)
     console.print(
@@ -257,6 +256,19 @@ def show(result: dict[str, Any], runs: list[runner.Run], unwritten: int, reports
         console.print(f"{unwritten} more papers of the catalogue are not written yet.")
 
 
+def _table(headings: list[str], lines: list[list[str]]) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
+    for heading in headings:
+        kind: Any = "right" if heading in STATUSES else "left"
+        table.add_column(heading, justify=kind, no_wrap=heading != "paper")
+    for line in lines:
+        table.add_row(*line)
+    return table
+
+
 def _lines(rows: list[dict[str, Any]]) -> list[list[str]]:
     """The cells of the table, a line a paper; a track in which nothing was begun is one line where
     space is short.
@@ -272,11 +284,17 @@ def _lines(rows: list[dict[str, Any]]) -> list[list[str]]:
             )
             continue
         for row in mine:
-            statuses = [task["status"] for task in row["tasks"]]
-            cells = [_number(statuses.count(status), status) for status in STATUSES]
-            claim = f"[{COLOUR[row['claim']]}]{row['claim']}[/]" if row["claim"] else "-"
-            lines.append([track, row["name"], *cells, claim])
+            lines.append([track, row["name"], *_counts(row), _status(row["claim"])])
     return lines
+
+
+def _counts(row: dict[str, Any]) -> list[str]:
+    statuses = [task["status"] for task in row["tasks"]]
+    return [_number(statuses.count(status), status) for status in STATUSES]
+
+
+def _status(status: str) -> str:
+    return f"[{COLOUR[status]}]{status}[/]" if status else "-"
 
 
 def _number(count: int, status: str) -> str:

@@ -6,8 +6,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import inspect
 import json
+import os
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from paperlings import diagnosis, expected, layout, stubs, verdict, words
+from paperlings import diagnosis, expected, lanes, layout, stubs, verdict, words
 from paperlings.limits import TimeLimit, time_limit
 from paperlings.outcomes import KitFault, Stuck, Unverified, Unwritten, Waiting
 from paperlings.verdict import FAILED, PASSED, TODO, UNVERIFIED, Finding
@@ -25,6 +28,7 @@ NAME = "paperlings-judge"  # under which the plugin registers it
 SECONDS = 10.0  # an ordinary test is stopped after so long
 CLAIM_SECONDS = 20.0  # of CPU time that a claim may use; it is stopped at PATIENCE times that
 PATIENCE = 5.0  # slow or busy machines
+LANE_SECONDS = {lanes.COMPILED: 120.0, lanes.GATE: 600.0}
 DIAGNOSED = 4  # failing tests of one task that are replayed through the known mistakes
 
 PAPER = pytest.StashKey[str]()  # the key of the paper that an item judges
@@ -69,9 +73,11 @@ class Judge:
         """Whether a grader asks for the item: of that paper, of those tasks if any,
         not begun before.
         """
-        name = expected.base(item.name)
+        if item.stash.get(PAPER, "") != key:
+            return False
+        name = expected.base(key, item.name)
         test = expected.of(key).get(name)
-        if item.stash.get(PAPER, "") != key or name in self.begun:
+        if name in self.begun:
             return False
         if test is None:
             return not tasks
@@ -82,14 +88,18 @@ class Judge:
     def pytest_pycollect_makemodule(
         self, module_path: Path, parent: pytest.Collector
     ) -> pytest.Module | None:
-        if layout.tested_by(module_path) is None:
+        key = layout.tested_by(module_path)
+        if key is None:
             return None
+        if layout.is_kernel(key) and "triton" not in sys.modules:
+            os.environ["TRITON_INTERPRET"] = "1"  # triton asks when it is imported, and never again
         module: pytest.Module = PaperModule.from_parent(parent, path=module_path)
         return module
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         examples = getattr(metafunc.module, "EXAMPLES", None)
-        if examples and metafunc.function.__name__ in expected.conformance():
+        key = layout.tested_by(metafunc.definition.path)
+        if key and examples and metafunc.function.__name__ in expected.conformance(key):
             metafunc.parametrize(("task", "example"), list(examples.items()), ids=list(examples))
 
     @pytest.hookimpl(tryfirst=True)
@@ -107,11 +117,12 @@ class Judge:
                 _record_failures(item.obj.hypothesis)
         if task := self.config.getoption("--task"):
             self._select(task, items)
-        # a claim takes seconds and waits for the rest of its paper
+        # compiling takes seconds, and so does a claim, which waits for the rest of its paper
+        order = (lanes.COMPILED, "claim", lanes.GATE)
         items.sort(
             key=lambda item: (
                 item.stash.get(PAPER, ""),
-                item.get_closest_marker("claim") is not None,
+                [item.get_closest_marker(mark) is not None for mark in order],
             )
         )
 
@@ -125,7 +136,8 @@ class Judge:
             raise pytest.UsageError(f"--task {task}: no such task; there are {', '.join(known)}")
 
         def judges(item: pytest.Item) -> bool:
-            test = tests.get(item.stash.get(PAPER, ""), {}).get(expected.base(item.name))
+            key = item.stash.get(PAPER, "")
+            test = tests[key].get(expected.base(key, item.name)) if key else None
             return test is not None and task in test.tasks and not test.claim
 
         others = [item for item in items if not judges(item)]
@@ -141,8 +153,9 @@ class Judge:
     def pytest_runtest_setup(self, item: pytest.Item) -> Iterator[None]:
         if PAPER not in item.stash:
             return (yield)
-        name = expected.base(item.name)
-        self.write({"started": name, "key": item.stash[PAPER], "limit": SECONDS + _seconds(item)})
+        key = item.stash[PAPER]
+        name = expected.base(key, item.name)
+        self.write({"started": name, "key": key, "limit": SECONDS + _seconds(item)})
         with time_limit(SECONDS):
             result = yield
         self._refuse(item)
@@ -155,7 +168,14 @@ class Judge:
         _failing.clear()
         with time_limit(_seconds(item)):
             try:
-                return (yield)
+                if not layout.is_kernel(item.stash[PAPER]):
+                    return (yield)
+                from paperlings.lanes import sanitizer
+
+                sanitizer.clear()
+                result = yield
+                sanitizer.raise_if_any()  # the code under test may have swallowed what was raised
+                return result
             except TimeLimit:
                 # the time ran out over a search for a smaller case of a failure already found
                 if _failing and not isinstance(_failing[-1][1], TimeLimit):
@@ -167,7 +187,7 @@ class Judge:
     def _refuse(self, item: pytest.Item) -> None:
         """Do not start a test that would end as another did, nor a claim that must wait."""
         key = item.stash[PAPER]
-        test = expected.of(key).get(expected.base(item.name))
+        test = expected.of(key).get(expected.base(key, item.name))
         for task in test.tasks if test else ():
             if (key, task) in self.stuck:
                 raise Stuck(f"not run: {self.stuck[key, task]}")
@@ -201,9 +221,8 @@ class Judge:
         return report
 
     def _finding(self, item: pytest.Function, call: pytest.CallInfo[None]) -> Finding:
-        finding = Finding(
-            item.stash[PAPER], expected.base(item.name), PASSED, round(call.duration, 4)
-        )
+        key = item.stash[PAPER]
+        finding = Finding(key, expected.base(key, item.name), PASSED, round(call.duration, 4))
         if call.excinfo is None:
             return finding
         error = call.excinfo.value
@@ -259,7 +278,7 @@ class Judge:
         test = expected.of(finding.key).get(finding.test)
         if test is None or test.claim or "impl" not in item.funcargs or not test.tasks:
             return
-        if not self.diagnoses:
+        if not self.diagnoses or test.lane == lanes.COMPILED:
             return
         place = (finding.key, test.tasks[0])
         if self.diagnosed.get(place, 0) >= DIAGNOSED:
@@ -365,10 +384,10 @@ class PaperModule(pytest.Module):
 
     def _getobj(self) -> Any:
         module = super()._getobj()  # type: ignore[no-untyped-call]
-        if hasattr(module, "EXAMPLES"):
-            from paperlings.testing import conformance
-
-            for test in conformance.TESTS:
+        key = layout.tested_by(self.path)
+        if key and hasattr(module, "EXAMPLES"):
+            laws = "kernel_laws" if layout.is_kernel(key) else "conformance"
+            for test in importlib.import_module(f"paperlings.testing.{laws}").TESTS:
                 setattr(module, test.__name__, test)
         return module
 
@@ -378,10 +397,13 @@ def _no_traceback(*args: Any, **kwargs: Any) -> str:
 
 
 def _seconds(item: pytest.Item) -> float:
-    claim = item.get_closest_marker("claim")
-    return (
-        SECONDS if claim is None else PATIENCE * float(claim.kwargs.get("seconds", CLAIM_SECONDS))
-    )
+    """How long the item may take."""
+    if claim := item.get_closest_marker("claim"):
+        return PATIENCE * float(claim.kwargs.get("seconds", CLAIM_SECONDS))
+    for mark, seconds in LANE_SECONDS.items():
+        if item.get_closest_marker(mark):
+            return seconds
+    return SECONDS
 
 
 # the failing examples of the hypothesis test that is running; its inner function is wrapped once

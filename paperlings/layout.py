@@ -1,4 +1,8 @@
-"""Where everything lies: one paper, `track/name`, has the same relative path in every root."""
+"""Where everything lies: one paper, `track/name`, has the same relative path in every root.
+
+A kernel, `kernels/name`, lies as a paper of a track called kernels would,
+but for its solution, which lies in kernels/ itself.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +14,30 @@ SOLUTIONS = HOME / "solutions"
 REFERENCE = HOME / "reference"
 TESTS = HOME / "tests" / "papers"
 REPORTS = HOME / "reports"
+KERNELS = "kernels"  # the track of all kernels, and the root of their solutions
 CATALOGUE = HOME / "papers.toml"
+
+
+def is_kernel(key: str) -> bool:
+    """Whether the key is that of a kernel."""
+    return key.startswith(f"{KERNELS}/")
+
+
+def called(key: str) -> str:
+    """A paper's own name; a kernel may be called as its paper is, so it keeps its track."""
+    return key if is_kernel(key) else key.split("/")[1]
 
 
 def source(root: Path, key: str) -> Path:
     """The module of the paper `key` ("track/name") under a root such as EXERCISES."""
+    if root == SOLUTIONS and is_kernel(key):
+        root = HOME
     return root / f"{key}.py"
 
 
 def knowledge(key: str) -> Path:
     """What a teacher knows of the paper: hints, mistakes, equivalents."""
-    return SOLUTIONS / f"{key}.toml"
+    return source(SOLUTIONS, key).with_suffix(".toml")
 
 
 def tests(key: str) -> Path:
@@ -42,8 +59,9 @@ def tested_by(path: Path) -> str | None:
 
 
 def written() -> list[str]:
-    """The keys of all papers that have a solution and tests, in alphabetical order."""
-    keys = (f"{p.parent.name}/{p.stem}" for p in SOLUTIONS.glob("*/*.py"))
+    """The keys of all papers and kernels that have a solution and tests, in alphabetical order."""
+    solutions = [*SOLUTIONS.glob("*/*.py"), *(HOME / KERNELS).glob("*.py")]
+    keys = (f"{p.parent.name}/{p.stem}" for p in solutions)
     return sorted(key for key in keys if tests(key).exists())
 
 

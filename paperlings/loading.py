@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import sys
 import traceback
 from pathlib import Path
@@ -20,13 +21,17 @@ class Unloadable(Exception):
 def load(path: Path, name: str, source: str | None = None) -> ModuleType:
     """Execute the file at `path`, or `source` in its place, as a new module called `name`.
 
+    Who looks up the source of a function, as triton does, finds the text that was executed.
+
     Nothing is taken from or written to the bytecode cache, which cannot tell two saves within one
     second apart.
     Whatever the code raises passes through; see `load_candidate`.
     """
-    code = compile(
-        path.read_bytes() if source is None else source, str(path), "exec", dont_inherit=True
-    )
+    file = str(path)
+    if source is not None:
+        file += f":{name}"
+        linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    code = compile(path.read_bytes() if source is None else source, file, "exec", dont_inherit=True)
     module = ModuleType(name)
     module.__file__ = str(path)
     # dataclasses look their module up by name

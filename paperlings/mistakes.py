@@ -182,7 +182,7 @@ def show(rates: list[Rates]) -> None:
     """Print the table of rates, and every fault."""
     rows = [
         [
-            rate.key.split("/")[1],
+            layout.called(rate.key),
             f"{rate.caught} of {rate.mistakes}",
             f"{rate.named} of {rate.mistakes}",
             f"{rate.accepted} of {rate.equivalents}",

@@ -163,7 +163,7 @@ def show(tallies: list[Tally]) -> None:
         killed = tally.mutants - tally.explained - alive
         rate = f"{killed / max(killed + alive, 1):.1%}"
         numbers = (tally.mutants, killed, tally.explained, alive)
-        rows.append([tally.key.split("/")[1], *map(str, numbers), rate])
+        rows.append([layout.called(tally.key), *map(str, numbers), rate])
     console = tables.show(["mutants", "killed", "explained", "alive", "rate"], rows)
     for text in [text for tally in tallies for text in (*tally.faults, *tally.survivors)]:
         console.print(text, markup=False, soft_wrap=True)

@@ -32,7 +32,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "claim(seconds=20): the paper's headline in miniature")
+    for mark in (
+        "claim(seconds=20): the paper's headline in miniature",
+        "compiled: what the compiler made of a kernel",
+        "gate: how fast a kernel is, measured on a GPU",
+    ):
+        config.addinivalue_line("markers", mark)
     root = config.getoption("--impl")
     path = layout.folder(root, config.invocation_params.dir) if root else layout.EXERCISES
     if path is None:

@@ -313,6 +313,8 @@ def _pytest(keys: list[str], options: list[str], loop: Callable[[pytest.Session]
         *("-p", "_hypothesis_pytestplugin", "--hypothesis-profile=grade"),
         *("-p", "no:cacheprovider"),
     ]
+    if any(layout.is_kernel(key) for key in keys):
+        common += ["-p", "pytest_benchmark.plugin"]
     paths = [str(layout.tests(key)) for key in keys]
     pytest.main([*paths, *common, *options], plugins=[Plugin()])
 

@@ -3,7 +3,8 @@
 A function that is a task opens, after its docstring, with comment lines `# Task: ...`.
 In the exercise its signature,
 docstring and those lines stay, as `# TODO: ...`, and the rest of its body becomes `raise
-NotImplementedError("name")`.
+NotImplementedError("name")`. A private function that is a task, such as the kernel that a function
+launches, belongs to the first public task below it.
 Everything else is given, and appears unchanged.
 """
 
@@ -14,7 +15,7 @@ import functools
 import io
 import subprocess
 import tokenize
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from paperlings import files, layout
@@ -33,6 +34,8 @@ class Task:
     name: dotted, `Class.method` for a method.  opens: the line of `# Task`.  closes:
     the last line of those comments.
     ends: the last line of the body.  indent: of the body.
+    group: what a learner is judged by: the function, the class of the method,
+    or the public task that a private one belongs to.
     """
 
     name: str
@@ -40,11 +43,7 @@ class Task:
     closes: int
     ends: int
     indent: str
-
-    @property
-    def group(self) -> str:
-        """What a learner is judged by: the function, or the class of the method."""
-        return self.name.split(".")[0]
+    group: str = ""
 
 
 def tasks(source: str, name: str = "the solution") -> list[Task]:
@@ -80,7 +79,19 @@ def tasks(source: str, name: str = "the solution") -> list[Task]:
         )
     if not found:
         raise StubError(f"{name}: no function is marked `# Task`")
-    return found
+    return _grouped(found, name)
+
+
+def _grouped(tasks: list[Task], name: str) -> list[Task]:
+    grouped: list[Task] = []
+    group = ""
+    for task in reversed(tasks):
+        own = task.name.split(".")[0]
+        group = group if own.startswith("_") else own
+        if not group:
+            raise StubError(f"{name}:{task.opens}: no public task stands below {task.name!r}")
+        grouped.append(replace(task, group=group))
+    return grouped[::-1]
 
 
 def stub(source: str, name: str = "the solution") -> str:
@@ -93,7 +104,8 @@ def stub(source: str, name: str = "the solution") -> str:
         last = task.ends
         while last < len(lines) and _is_comment_of(lines, last, task.indent):
             last += 1
-        body = f'{task.indent}raise NotImplementedError("{task.name}"){end}'
+        name = task.group if task.name.startswith("_") else task.name
+        body = f'{task.indent}raise NotImplementedError("{name}"){end}'
         lines[task.opens - 1 : last] = [*todo, body]
     return "".join(lines)
 

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from paperlings import expected, layout, stubs
+from paperlings.lanes import LANES
 
 PASSED, FAILED, TODO, UNVERIFIED = "passed", "failed", "todo", "unverified"
 STATUSES = (PASSED, FAILED, TODO, UNVERIFIED)
+SEVERITY = (FAILED, TODO, UNVERIFIED, PASSED)
 
 WIDTH = 80
 LABEL = 14  # columns of "behaves like", and a gap
@@ -64,7 +66,7 @@ class TaskVerdict:
 @dataclass
 class PaperVerdict:
     """One paper: its tasks in order, the verdict of its claim ("" without one),
-    and every finding by test.
+    and every finding by test. The claim of a kernel is its gate.
     """
 
     key: str
@@ -76,6 +78,18 @@ class PaperVerdict:
 
     def count(self, status: str) -> int:
         return sum(task.status == status for task in self.tasks)
+
+    @property
+    def lanes(self) -> dict[str, Finding]:
+        """The worst finding of each lane of a kernel in which a test ran."""
+        tests = expected.of(self.key) if layout.is_kernel(self.key) else {}
+        found: dict[str, Finding] = {}
+        for lane in LANES:
+            mine = [f for f in self.findings.values() if f.test in tests]
+            mine = [f for f in mine if tests[f.test].lane == lane]
+            if mine:
+                found[lane] = min(mine, key=lambda finding: SEVERITY.index(finding.status))
+        return found
 
     @property
     def first_failure(self) -> Finding | None:
@@ -140,8 +154,7 @@ def _task(name: str, ran: list[Finding], missing: int, total: int) -> TaskVerdic
 
 
 def _worst(statuses: Iterable[str]) -> str:
-    order = (FAILED, TODO, UNVERIFIED, PASSED)
-    return min(statuses, key=order.index)
+    return min(statuses, key=SEVERITY.index)
 
 
 def _merged(findings: Iterable[Finding]) -> dict[str, Finding]:
@@ -176,7 +189,10 @@ def standing(verdict: PaperVerdict) -> list[str]:
         names = [_named(task) for task in verdict.tasks if task.status == status]
         if names:
             lines += _listed(status, names, 4)
-    if verdict.claim:
+    for lane, finding in verdict.lanes.items():
+        known = finding.status in (TODO, UNVERIFIED) and finding.what
+        lines += _labelled(lane, finding.status + (f": {finding.what}" if known else ""), 2)
+    if verdict.claim and not verdict.lanes:
         claim = next(
             (f for f in verdict.findings.values() if f.what and _is_claim(verdict.key, f)), None
         )
@@ -191,7 +207,8 @@ def standing(verdict: PaperVerdict) -> list[str]:
 def headline(verdict: PaperVerdict) -> str:
     """How many tasks of the paper pass."""
     if not verdict.tasks and verdict.claim:
-        return f"{verdict.key}: the claim alone, {verdict.claim}"
+        what = "gate" if layout.is_kernel(verdict.key) else "claim"
+        return f"{verdict.key}: the {what} alone, {verdict.claim}"
     selected = ", as far as the tests selected tell" if verdict.partial else ""
     return f"{verdict.key}: {verdict.count(PASSED)} of {len(verdict.tasks)} tasks pass{selected}"
 

@@ -6,6 +6,7 @@ from paperlings.testing.conformance import Example
 from paperlings.testing.driver import driver
 from paperlings.testing.gradient import gradients
 from paperlings.testing.meter import Measurement, assert_avoids, growth, measure
+from paperlings.testing.rounding import assert_as_exact_as_torch
 from paperlings.testing.strategies import (
     distinct,
     fill,
@@ -20,6 +21,7 @@ __all__ = [
     "Example",
     "Measurement",
     "Mismatch",
+    "assert_as_exact_as_torch",
     "assert_at_most",
     "assert_avoids",
     "assert_close",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from paperlings import catalogue
+from paperlings import catalogue, layout
 
 PAPER = """
 [{track}.{name}]
@@ -41,8 +41,10 @@ def test_the_real_catalogue_holds_all_papers() -> None:
     """82 papers, in 15 tracks, in learning order: no paper stands before what it needs in an
     earlier phase.
     """
-    papers = catalogue.load()
+    found = catalogue.load()
+    papers = {key: paper for key, paper in found.items() if not layout.is_kernel(key)}
     assert len(papers) == 82
+    assert list(found) == [*papers, *filter(layout.is_kernel, found)]
     phases = {paper.name: paper.phase for paper in papers.values()}
     for paper in papers.values():
         assert 1 <= paper.phase <= 6
