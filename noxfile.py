@@ -29,6 +29,27 @@ def grade(session: nox.Session) -> None:
     _run(session, "-m", "paperlings", "grade", *session.posargs)
 
 
+def _verb(name: str, words: str) -> None:
+    """A session that runs one verb of the command line."""
+
+    def verb(session: nox.Session) -> None:
+        _run(session, "-m", "paperlings", name, *session.posargs)
+
+    verb.__doc__ = words
+    nox.session(verb, name=name)
+
+
+_verb("watch", "Judge a paper again whenever you save it: `nox -s watch -- dpo`.")
+_verb("hint", "The next of three hints: `nox -s hint -- dpo`, or `-- dpo dpo_loss` for one task.")
+_verb("compare", "Your code beside the solution, once it passes: `nox -s compare -- dpo`.")
+_verb("reset", "Put a stub back, after a backup; `-- dpo --undo` takes that back.")
+_verb("update", "Bring in new papers and changed stubs; files that you edited stay.")
+_verb("roadmap", "What to read next, and how far you are; writes reports/roadmap.html.")
+_verb("log", "Your own notes on a paper, in Markdown: `nox -s log -- dpo`.")
+_verb("doctor", "What this machine can verify, and why not the rest.")
+_verb("gates", "Time your kernels on this machine's NVIDIA GPU against the kit's own.")
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
     """Test the kit itself, then every solution with its claim."""
@@ -48,12 +69,6 @@ def mistakes(session: nox.Session) -> None:
 def mutants(session: nox.Session) -> None:
     """Break the solutions by machine: survivors are killed, or explained in the paper's .toml."""
     _run(session, "-m", "paperlings", "mutants", *session.posargs)
-
-
-@nox.session
-def gates(session: nox.Session) -> None:
-    """Time your kernels against the kit's own on this machine's NVIDIA GPU."""
-    _run(session, "-m", "paperlings", "gates", *session.posargs)
 
 
 @nox.session

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from paperlings import catalogue, layout, stubs, teacher
+from paperlings import UsageError, catalogue, layout, stubs, teacher
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,10 +23,6 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-
-
-class UsageError(ValueError):
-    """An argument is wrong; the message says what was expected."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,6 +69,40 @@ def _parser() -> argparse.ArgumentParser:
         "--check", action="store_true", help="write nothing; fail where a stub is out of date"
     )
     generate.set_defaults(run=_stubs)
+
+    hint = verbs.add_parser("hint", help="the next of three hints for the first unfinished task")
+    hint.add_argument("name", metavar="paper")
+    hint.add_argument("task", nargs="?", help="a task other than the first unfinished one")
+    hint.set_defaults(run=_hint)
+
+    compare = verbs.add_parser("compare", help="your code beside the solution")
+    compare.add_argument("name", metavar="paper")
+    compare.add_argument(
+        "--give-up", action="store_true", help="look at the solution without having passed"
+    )
+    compare.set_defaults(run=_compare)
+
+    reset = verbs.add_parser("reset", help="put a stub back, after a dated backup of your file")
+    reset.add_argument("name", metavar="paper")
+    reset.add_argument("--undo", action="store_true", help="put the last backup back instead")
+    reset.set_defaults(run=_reset)
+
+    update = verbs.add_parser("update", help="bring in new and changed stubs; edited files stay")
+    update.set_defaults(run=_update)
+
+    roadmap = verbs.add_parser("roadmap", help="what to read next, and how far you are")
+    roadmap.set_defaults(run=_roadmap)
+
+    log = verbs.add_parser("log", help="your own notes on a paper, in Markdown")
+    log.add_argument("name", metavar="paper")
+    log.set_defaults(run=_log)
+
+    doctor = verbs.add_parser("doctor", help="what this machine can verify, and why not the rest")
+    doctor.set_defaults(run=_doctor)
+
+    watch = verbs.add_parser("watch", help="judge a paper again whenever you save it")
+    watch.add_argument("name", nargs="?", metavar="paper")
+    watch.set_defaults(run=_watch)
 
     new = verbs.add_parser("new", help="make the five files of a new paper")
     new.add_argument("key", metavar="track/paper")
@@ -121,6 +151,54 @@ def _stubs(options: argparse.Namespace) -> int:
         return 1
     print(f"{len(layout.written())} exercises are the stubs of their solutions")
     return 0
+
+
+def _hint(options: argparse.Namespace) -> int:
+    from paperlings.hint import hint
+
+    return hint(options.name, options.task)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from paperlings.compare import compare
+
+    return compare(options.name, give_up=options.give_up)
+
+
+def _reset(options: argparse.Namespace) -> int:
+    from paperlings.reset import reset, undo
+
+    return undo(options.name) if options.undo else reset(options.name)
+
+
+def _update(options: argparse.Namespace) -> int:
+    from paperlings.update import update
+
+    return update()
+
+
+def _roadmap(options: argparse.Namespace) -> int:
+    from paperlings.roadmap import roadmap
+
+    return roadmap()
+
+
+def _log(options: argparse.Namespace) -> int:
+    from paperlings.reading import log
+
+    return log(options.name)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from paperlings.doctor import doctor
+
+    return doctor()
+
+
+def _watch(options: argparse.Namespace) -> int:
+    from paperlings.watch import watch
+
+    return watch(options.name)
 
 
 def _new(options: argparse.Namespace) -> int:

@@ -8,7 +8,6 @@ Exit status: 0 graded, whatever the verdicts; 1 fewer tasks pass than --fail-und
 
 from __future__ import annotations
 
-import base64
 import json
 import platform
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from paperlings import catalogue, expected, files, layout, runner, verdict
+from paperlings import catalogue, expected, files, layout, pages, progress, runner, verdict
 from paperlings.lanes import LANES
 from paperlings.verdict import FAILED, PASSED, STATUSES, TODO, UNVERIFIED
 
@@ -45,9 +44,13 @@ def grade(
     begun = time.monotonic()
     runner.warm()
     jobs = [runner.Job(paper.key, root, reports, claims) for paper in todo]
+    hashes = {paper.key: progress.content_hash(paper.key) for paper in todo}
     runs = _run(jobs, quiet=as_json)
     result = summary(runs, papers, root, reports, time.monotonic() - begun)
     save(result, reports)
+    judged = [run.verdict() for run in runs if not run.trouble]
+    for note in progress.record(judged, hashes):
+        print(note, file=sys.stderr)
     if as_json:
         print(json.dumps(result, indent=2))
     else:
@@ -69,11 +72,9 @@ def _run(jobs: list[runner.Job], quiet: bool) -> list[runner.Run]:
         MofNCompleteColumn(),
         TextColumn("{task.description}"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("", total=len(jobs))
-        return runner.run(
-            jobs, lambda run: progress.update(bar, advance=1, description=run.job.key)
-        )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        bar = shown.add_task("", total=len(jobs))
+        return runner.run(jobs, lambda run: shown.update(bar, advance=1, description=run.job.key))
 
 
 def summary(
@@ -142,28 +143,20 @@ def save(result: dict[str, Any], reports: Path) -> None:
 
 def page(result: dict[str, Any], reports: Path) -> str:
     """The grade as one self-contained HTML page, figures of passed claims inside."""
-    import jinja2
-
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    environment = jinja2.Environment(
-        loader=loader,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    images = {
-        row["figure"]: base64.b64encode((reports / row["figure"]).read_bytes()).decode()
-        for row in result["papers"]
-        if row["figure"]
-    }
+    figures = [row["figure"] for row in result["papers"] if row["figure"]]
+    images = {figure: pages.inside(reports / figure) for figure in figures}
     failures = {}
     for row in result["papers"]:
         findings = [verdict.Finding(**test) for test in row["tests"]]
         found = None if row["trouble"] else verdict.of_paper(_key(row), findings)
         failures[_key(row)] = found.first_failure if found else None
-    return environment.get_template("grade.html.j2").render(
-        result=result, images=images, failures=failures, statuses=STATUSES, laws=_laws(result)
+    return pages.render(
+        "grade.html.j2",
+        result=result,
+        images=images,
+        failures=failures,
+        statuses=STATUSES,
+        laws=_laws(result),
     )
 
 

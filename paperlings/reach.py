@@ -23,6 +23,25 @@ def reached(source: str, lines: range) -> tuple[str, ...]:
     return tuple(group for group in _groups(source) if group in inside)
 
 
+def between(before: str, after: str, tasks: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Which of the tasks an edit of a learner's file can have changed, in order.
+
+    None where that cannot be told: something outside functions and classes changed, or a text
+    does not parse. Comments, docstrings and where things stand change nothing.
+    """
+    try:
+        old, new = _meaning(before), _meaning(after)
+    except (SyntaxError, ValueError):
+        return None
+    reached = {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
+    if "" in reached:
+        return None
+    uses = [_uses(text) for text in (before, after)]
+    while more := {n for use in uses for n, used in use.items() if used & reached} - reached:
+        reached |= more
+    return tuple(task for task in tasks if task in reached)
+
+
 def definitions(source: str, lines: range) -> set[str]:
     """The functions and classes of the module that hold one of the lines."""
     return {
@@ -57,6 +76,22 @@ def _uses(source: str) -> dict[str, set[str]]:
         name: {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} & nodes.keys()
         for name, node in nodes.items()
     }
+
+
+@functools.lru_cache(maxsize=4)
+def _meaning(source: str) -> dict[str, str]:
+    """What each function and class of a module says, and under "" what stands outside them."""
+    said: dict[str, str] = {}
+    rest = []
+    for node in ast.parse(source).body:
+        for inner in ast.walk(node):
+            if isinstance(inner, Definition) and ast.get_docstring(inner, clean=False) is not None:
+                inner.body = inner.body[1:]
+        if isinstance(node, Definition) and node.name not in said:
+            said[node.name] = ast.dump(node)
+        else:
+            rest.append(ast.dump(node))
+    return {**said, "": "\n".join(rest)}
 
 
 def _first(node: Definition) -> int:

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ GRACE = 5.0  # seconds beyond a test's own limit, after which its process is kil
 ENOUGH = 6  # failed tests of which none is named, after which nobody will name it
 USUAL, NONE = "usual", "none"
 UNTIL_NAMED, UNTIL_FAILED = "until named", "until failed"  # and then stop
+MOST_SHARES = 4  # more processes than this take longer to start than they save
 OUTPUT = 64 << 20  # bytes a child may write into any one file
 
 
@@ -43,6 +44,7 @@ OUTPUT = 64 << 20  # bytes a child may write into any one file
 class Job:
     """One paper under one root. claims: its claim is run too. tasks: only their tests are run;
     all tests without. diagnosis: USUAL, NONE, UNTIL_NAMED, or UNTIL_FAILED, which has none either.
+    share: (i, n), to run only the i-th of n shares of those tests.
     """
 
     key: str
@@ -52,6 +54,7 @@ class Job:
     tasks: tuple[str, ...] = ()
     diagnosis: str = USUAL
     label: str = ""
+    share: tuple[int, int] = (0, 1)
 
 
 @dataclass
@@ -87,7 +90,7 @@ def warm() -> None:
     """Import what every child needs and compute nothing: a process of one thread may fork."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
-    if _context().get_start_method() != "fork":
+    if not forks():
         return
     import hypothesis.extra.numpy
     import torch
@@ -105,7 +108,7 @@ def run_many(jobs: list[Job]) -> list[Run]:
     import is imported, once, before the processes part.
     """
     runs: list[Run] = []
-    if _context().get_start_method() == "fork":
+    if forks():
         # half a second, which torch.broadcast_shapes would cost every process
         importlib.import_module("torch.fx.experimental.symbolic_shapes")
 
@@ -115,7 +118,7 @@ def run_many(jobs: list[Job]) -> list[Run]:
                 loading.load(layout.source(layout.REFERENCE, key), "oracle." + key)
         with contextlib.redirect_stdout(io.StringIO()):
             options = ["-s", "--impl", str(layout.SOLUTIONS)]
-            _pytest(keys, options, lambda session: runs.extend(run(jobs, session=session)))
+            collect(keys, options, lambda session: runs.extend(run(jobs, session=session)))
     return runs or run(jobs)
 
 
@@ -148,6 +151,31 @@ def run(
         for child in [*waiting, *running]:
             child.clean()
     return order
+
+
+def run_shared(job: Job, session: pytest.Session | None, stop: connection.Connection) -> Run | None:
+    """As `run`, for one job, whose tests are shared out among the processors.
+
+    None where something arrives at `stop` before it has ended.
+    """
+    shares = 1 if job.claims else min(os.cpu_count() or 1, MOST_SHARES)  # a claim sees the others
+    children = [_Child(replace(job, share=(i, shares)), session) for i in range(shares)]
+    running = [child for child in children if child.can_start()]
+    try:
+        for child in running:
+            child.start()
+        while running := [child for child in running if not child.advance()]:
+            ends = [child.process.sentinel for child in running]
+            if stop in connection.wait([*ends, stop], timeout=0.2):
+                return None
+    finally:
+        for child in children:
+            child.kill()
+            child.clean()
+    runs = [child.run for child in children]
+    findings = [finding for run in runs for finding in run.findings]
+    trouble = next((run.trouble for run in runs if run.trouble), "")
+    return Run(job, findings, max(run.seconds for run in runs), trouble)
 
 
 class _Child:
@@ -287,14 +315,14 @@ def _judge(job: Job, log: str, output: str, session: pytest.Session | None) -> N
     os.chdir(layout.HOME)
     if session is None:
         options = ["--impl", str(job.root), "--reports", str(job.reports)]
-        _pytest([job.key], options, lambda collected: _loop(collected, job, log))
+        collect([job.key], options, lambda collected: _loop(collected, job, log))
     else:
         _loop(session, job, log)
     sys.stdout.flush()
     os._exit(0)
 
 
-def _pytest(keys: list[str], options: list[str], loop: Callable[[pytest.Session], None]) -> None:
+def collect(keys: list[str], options: list[str], loop: Callable[[pytest.Session], None]) -> None:
     """Collect the tests of papers and hand them to `loop`, in place of pytest's own."""
 
     class Plugin:
@@ -323,8 +351,11 @@ def _loop(session: pytest.Session, job: Job, log: str) -> None:
     """Run the tests that the job asks for, and write what they find to `log`."""
     judge = judge_of(session.config)
     judge.take_over(job.root, log, diagnoses=job.diagnosis in (USUAL, UNTIL_NAMED))
+    share, shares = job.share
     items = [
-        item for item in session.items if judge.is_to_run(item, job.key, job.tasks, job.claims)
+        item
+        for i, item in enumerate(session.items)
+        if i % shares == share and judge.is_to_run(item, job.key, job.tasks, job.claims)
     ]
     for item, following in itertools.zip_longest(items, items[1:]):
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
@@ -344,5 +375,11 @@ def _how_it_ended(code: int | None) -> str:
     return f"the process ended by itself (exit status {code})"
 
 
+def forks() -> bool:
+    """Whether a process of this machine may go on as two: not where threads or a GPU are in use."""
+    torch = sys.modules.get("torch")
+    return sys.platform == "linux" and not (torch and torch.cuda.is_initialized())
+
+
 def _context() -> Any:
-    return multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    return multiprocessing.get_context("fork" if forks() else "spawn")
