@@ -6,6 +6,7 @@ import contextlib
 import functools
 import gc
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -28,21 +29,27 @@ def impl(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
     gc.freeze()  # what has been imported stays; looking through it again costs half a second
     judge = judge_of(request.config)
     key = _key(request)
-    with _faithful() if layout.is_kernel(key) else contextlib.nullcontext():
+    path = layout.source(judge.root, key)
+    with _interpreted(path) if layout.is_kernel(key) else contextlib.nullcontext() as watch:
         judge.write({"importing": key})
         try:
             module = loading.load_candidate(judge.root, key)
         finally:
             judge.write({"imported": key})
+        if watch:
+            watch.changed()  # what the import has replaced of the judge is put back at once
         yield module
 
 
-def _faithful() -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def _interpreted(path: Path) -> Iterator[Any]:
+    """Interpret kernels in the block, and watch what the candidate in the file at `path` does."""
     if reason := lanes.why_not_interpreter():
         unverified(reason)
-    from paperlings.lanes import interpreter
+    from paperlings.lanes import interpreter, watch
 
-    return interpreter.faithful()
+    with interpreter.faithful(), watch.held(path) as held:
+        yield held
 
 
 @pytest.fixture(scope="module")

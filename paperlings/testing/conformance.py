@@ -10,13 +10,13 @@ from __future__ import annotations
 import ast
 import contextlib
 import functools
+import os
 import random
-import site
 import sys
-import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -24,10 +24,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from paperlings.testing import audit
 from paperlings.testing.close import TOLERANCE, Mismatch, assert_close, unchanged
 from paperlings.testing.gradient import gradients
 
-ANSWERS = {"reference", "solutions"}
+ANSWERS = {"reference", "solutions", "kernels"}
+DEVICES = ("/dev/", "/proc/", "/sys/")
 STEP = 1e-5  # of central differences; their error is about STEP^2 and 1e-16 / STEP
 DIFFERENCES = 1e-6  # so this is the tolerance they allow, relative to the largest gradient
 
@@ -57,7 +59,7 @@ class Example:
 
     def arguments(self, dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:
         """Fresh copies of the positional arguments, floating tensors in `dtype`."""
-        copies: tuple[Any, ...] = tree_map(lambda leaf: _copy(leaf, dtype), self.args)
+        copies: tuple[Any, ...] = tree_map(lambda leaf: copied(leaf, dtype), self.args)
         return copies
 
     def run(self, impl: Any, task: str, args: tuple[Any, ...]) -> Any:
@@ -66,7 +68,7 @@ class Example:
 
     def ready(self, impl: Any, task: str, args: tuple[Any, ...]) -> Callable[[], Any]:
         """The call, with its module already built: drawing initial weights is no part of it."""
-        kwargs = tree_map(lambda leaf: _copy(leaf, torch.float64), self.kwargs)
+        kwargs = tree_map(lambda leaf: copied(leaf, torch.float64), self.kwargs)
         if self.module is not None:
             return functools.partial(self.build(impl, args), *args, **kwargs)
         if self.call is not None:
@@ -77,7 +79,7 @@ class Example:
         """The module under test, in the dtype of the floating arguments."""
         assert self.module is not None, "only an example with a module builds one"
         module = self.module(impl)
-        floating = [leaf.dtype for leaf in tree_leaves(args) if _floating(leaf)]
+        floating = [leaf.dtype for leaf in tree_leaves(args) if is_floating(leaf)]
         return module.to(floating[0]) if floating else module
 
 
@@ -98,9 +100,9 @@ def test_the_same_call_gives_the_same_answer(impl: Any, task: str, example: Exam
     into an answer spoils no other.
     """
     answer = example.run(impl, task, example.arguments())
-    first = [x.clone() if isinstance(x, Tensor) else x for x in _answers(answer)]
-    _spoil(answer)
-    second = _answers(example.run(impl, task, example.arguments()))
+    first = [x.clone() if isinstance(x, Tensor) else x for x in leaves(answer)]
+    spoil(answer)
+    second = leaves(example.run(impl, task, example.arguments()))
     assert_close(
         second, first, "Is something kept between calls, or drawn from the global random state?"
     )
@@ -110,24 +112,24 @@ def test_float32_stays_float32_and_agrees(impl: Any, task: str, example: Example
     """float32 in gives float32 out, equal to the float64 answer up to rounding."""
     if not example.float32:
         return _runs(impl, task, example)
-    double = _answers(example.run(impl, task, example.arguments()))
-    single = _answers(example.run(impl, task, example.arguments(torch.float32)))
-    wanted = [x.to(torch.float32) if _floating(x) else x for x in double]
+    double = leaves(example.run(impl, task, example.arguments()))
+    single = leaves(example.run(impl, task, example.arguments(torch.float32)))
+    wanted = [x.to(torch.float32) if is_floating(x) else x for x in double]
     assert_close(
         single,
         wanted,
         "Which line makes a tensor of a fixed dtype, or rounds early?",
         rtol=TOLERANCE[torch.float32],
-        scale=_largest(wanted),
+        scale=largest(wanted),
     )
 
 
 def test_views_are_accepted(impl: Any, task: str, example: Example) -> None:
     """A transposed or strided input gives the same answer as a contiguous one."""
-    plain = _answers(example.run(impl, task, example.arguments()))
-    views = _answers(example.run(impl, task, tree_map(_strided, example.arguments())))
+    plain = leaves(example.run(impl, task, example.arguments()))
+    views = leaves(example.run(impl, task, tree_map(_strided, example.arguments())))
     assert_close(
-        views, plain, "Does a line need contiguous memory, such as .view()?", scale=_largest(plain)
+        views, plain, "Does a line need contiguous memory, such as .view()?", scale=largest(plain)
     )
 
 
@@ -136,16 +138,16 @@ def test_a_batch_equals_its_members(impl: Any, task: str, example: Example) -> N
     if not example.batch:
         return _runs(impl, task, example)
     args = example.arguments()
-    whole = _answers(example.run(impl, task, args))
+    whole = leaves(example.run(impl, task, args))
     size = next(leaf.shape[0] for i in example.batch for leaf in tree_leaves(args[i]))
     members = []
     for b in range(size):
         alone = list(example.arguments())
         for i in example.batch:
             alone[i] = tree_map(lambda leaf, b=b: leaf[b : b + 1], alone[i])
-        members.append(_answers(example.run(impl, task, tuple(alone))))
+        members.append(leaves(example.run(impl, task, tuple(alone))))
     joined = [torch.cat(parts) for parts in zip(*members, strict=True)]
-    assert_close(whole, joined, "Does one member of the batch see another?", scale=_largest(joined))
+    assert_close(whole, joined, "Does one member of the batch see another?", scale=largest(joined))
 
 
 def test_gradients_are_finite_and_right(impl: Any, task: str, example: Example) -> None:
@@ -159,7 +161,7 @@ def test_gradients_are_finite_and_right(impl: Any, task: str, example: Example) 
         out = module(*args, **example.kwargs) if module else example.run(impl, task, args)
         return _weighted(out)
 
-    inputs = [leaf for i in example.gradient for leaf in tree_leaves(args[i]) if _floating(leaf)]
+    inputs = [leaf for i in example.gradient for leaf in tree_leaves(args[i]) if is_floating(leaf)]
     for x in inputs:
         x.requires_grad_(True)
     parameters = list(module.parameters()) if module else []
@@ -169,13 +171,13 @@ def test_gradients_are_finite_and_right(impl: Any, task: str, example: Example) 
         raise Mismatch(question, "no gradient flows from the answer to its inputs")
     got = gradients(loss, [*inputs, *parameters])
     wanted = [_differences(value, x) for x in inputs]
-    assert_close(got[: len(inputs)], wanted, question, rtol=DIFFERENCES, scale=_largest(wanted))
+    assert_close(got[: len(inputs)], wanted, question, rtol=DIFFERENCES, scale=largest(wanted))
     # a parameter has too many entries for one difference each: compare along one direction
     slopes = [
         (_direction(p) * g).sum() for p, g in zip(parameters, got[len(inputs) :], strict=True)
     ]
     wanted = [_slope(value, p, _direction(p)) for p in parameters]
-    assert_close(slopes, wanted, question, rtol=DIFFERENCES, scale=_largest(wanted))
+    assert_close(slopes, wanted, question, rtol=DIFFERENCES, scale=largest(wanted))
 
 
 def test_global_state_is_left_alone(impl: Any, task: str, example: Example) -> None:
@@ -220,15 +222,15 @@ def _runs(impl: Any, task: str, example: Example) -> None:
 TESTS = [value for name, value in list(globals().items()) if name.startswith("test_")]
 
 
-def _copy(leaf: Any, dtype: torch.dtype) -> Any:
+def copied(leaf: Any, dtype: torch.dtype) -> Any:
     if isinstance(leaf, Tensor):
-        return leaf.detach().clone().to(dtype) if _floating(leaf) else leaf.clone()
+        return leaf.detach().clone().to(dtype) if is_floating(leaf) else leaf.clone()
     if isinstance(leaf, torch.Generator):
         return torch.Generator(leaf.device).set_state(leaf.get_state())
     return leaf
 
 
-def _floating(leaf: Any) -> bool:
+def is_floating(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.is_floating_point()
 
 
@@ -238,13 +240,13 @@ def _strided(leaf: Any) -> Any:
     return torch.stack([leaf, leaf], dim=-1)[..., 0]
 
 
-def _answers(out: Any) -> list[Any]:
+def leaves(out: Any) -> list[Any]:
     """The leaves of an answer, detached: tensors and numbers."""
     return [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in tree_leaves(out)]
 
 
 @torch.no_grad()
-def _spoil(out: Any) -> None:
+def spoil(out: Any) -> None:
     """Write into every tensor of an answer that can be written to."""
     for leaf in tree_leaves(out):
         if isinstance(leaf, Tensor):
@@ -252,8 +254,8 @@ def _spoil(out: Any) -> None:
                 leaf.fill_(0)
 
 
-def _largest(values: list[Any]) -> float:
-    return max([float(v.abs().max()) for v in values if _floating(v) and v.numel()], default=0.0)
+def largest(values: list[Any]) -> float:
+    return max([float(v.abs().max()) for v in values if is_floating(v) and v.numel()], default=0.0)
 
 
 def _direction(x: Tensor) -> Tensor:
@@ -264,7 +266,7 @@ def _direction(x: Tensor) -> Tensor:
 
 
 def _weighted(out: Any) -> Tensor:
-    leaves = [leaf for leaf in tree_leaves(out) if _floating(leaf)]
+    leaves = [leaf for leaf in tree_leaves(out) if is_floating(leaf)]
     if not leaves:
         raise Mismatch("What should the task return?", "the answer holds no floating-point tensor")
     return sum(
@@ -318,44 +320,24 @@ def _forbidden_imports(path: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-# an audit hook cannot be taken out again, so one is put in once and listens only while a call is
-# watched
-_listeners: list[list[str]] = []
-
-
-@functools.cache
-def _install() -> None:
-    libraries = {
-        str(Path(p).resolve()) for p in (sys.prefix, sys.base_prefix, *site.getsitepackages())
-    }
-    libraries |= {str(Path(p).resolve()) for p in sysconfig.get_paths().values()}
-    innocent = (*libraries, "/dev/", "/proc/", "/sys/")
-
-    def hook(event: str, args: tuple[Any, ...]) -> None:
-        if not _listeners:
-            return
-        if event == "open" and isinstance(args[0], (str, bytes)):
-            path = args[0].decode(errors="replace") if isinstance(args[0], bytes) else args[0]
-            if not path.startswith(innocent) and not str(Path(path).absolute()).startswith(
-                innocent
-            ):
-                _listeners[-1].append(f"opens {path}")
-        elif event == "import" and str(args[0]).split(".")[0] in ANSWERS:
-            _listeners[-1].append(f"imports {args[0]}")
-
-    sys.addaudithook(hook)
-
-
 @contextlib.contextmanager
 def _watched() -> Iterator[list[str]]:
-    _install()
+    """What is opened and imported in the block that a candidate has no business with."""
     seen: list[str] = []
+
+    def hear(event: str, args: tuple[Any, ...], frame: FrameType) -> None:
+        if event == "open" and isinstance(args[0], (str, bytes)):
+            path = os.fsdecode(args[0])
+            if not audit.is_library(path) and not path.startswith(DEVICES):
+                seen.append(f"opens {path}")
+        elif event == "import" and str(args[0]).split(".")[0] in ANSWERS:
+            seen.append(f"imports {args[0]}")
+
     # what an earlier call has imported would be found in silence
     known = [name for name in sys.modules if name.split(".")[0] in ANSWERS]
     kept = {name: sys.modules.pop(name) for name in known}
-    _listeners.append(seen)
     try:
-        yield seen
+        with audit.listening(hear):
+            yield seen
     finally:
-        _listeners.pop()
         sys.modules.update(kept)

@@ -1,0 +1,63 @@
+"""Every cheat among redteam/kernels is rejected, by the test and with the words that it names."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from paperlings import layout, loading
+from paperlings.verdict import FAILED, PASSED
+
+TRIAL = layout.HOME / "tests" / "kit" / "redteam" / "trial.py"
+trial = loading.load(TRIAL, "redteam.trial")
+CHEATS = {cheat.name: cheat for cheat in trial.cheats()}
+
+
+@pytest.fixture(scope="module")
+def findings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """What was found of each cheat, and of the honest solution, by name."""
+    folder = tmp_path_factory.mktemp("cheats")
+    done = subprocess.run(
+        [sys.executable, str(TRIAL), str(folder)],
+        cwd=layout.HOME,
+        env={**os.environ, "PYTHONPATH": str(layout.HOME), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, list[dict[str, Any]]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("name", CHEATS)
+def test_every_cheat_is_rejected_for_what_it_does(
+    name: str, findings: dict[str, list[dict[str, Any]]]
+) -> None:
+    """The test that a cheat names fails, and says what the cheat says will be found."""
+    cheat = CHEATS[name]
+    if not cheat.shows:
+        pytest.skip(f"unverified: only {cheat.test} could find {cheat.says!r}")
+    failed = [finding["what"] for finding in findings[name] if finding["status"] == FAILED]
+    assert failed, f"{cheat.test} does not reject it"
+    assert any(cheat.says in what for what in failed), failed[0]
+
+
+def test_the_honest_solution_is_accepted(findings: dict[str, list[dict[str, Any]]]) -> None:
+    """No law rejects the kit's own kernel, which every cheat is made from."""
+    wrong = [finding for finding in findings[trial.HONEST] if finding["status"] != PASSED]
+    assert findings[trial.HONEST]
+    assert not wrong, wrong[0]
+
+
+def test_cheats_are_many_and_differ() -> None:
+    """No two files hold the same trick, and each names a reason."""
+    assert len(CHEATS) >= 40
+    assert len({cheat.text for cheat in CHEATS.values()}) == len(CHEATS)
+    assert all(cheat.says for cheat in CHEATS.values()), "a cheat names no reason"
