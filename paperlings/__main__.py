@@ -62,6 +62,12 @@ def _parser() -> argparse.ArgumentParser:
     gates = verbs.add_parser("gates", help="time the kernels on this machine's NVIDIA GPU")
     gates.add_argument("names", nargs="*", metavar="kernel")
     gates.add_argument("--impl", default="exercises", metavar="DIR", help="time the code in DIR")
+    gates.add_argument(
+        "--out", type=Path, metavar="DIR", help="write everything to DIR, to be carried elsewhere"
+    )
+    gates.add_argument(
+        "--seconds", type=float, default=540, help="share so much time among the contests"
+    )
     gates.set_defaults(run=_gates)
 
     generate = verbs.add_parser("stubs", help="write exercises/ from solutions/")
@@ -139,7 +145,7 @@ def _mutants(options: argparse.Namespace) -> int:
 def _gates(options: argparse.Namespace) -> int:
     from paperlings.lanes.gate.command import gates
 
-    return gates(options.names, _root(options.impl))
+    return gates(options.names, _root(options.impl), options.out, options.seconds)
 
 
 def _stubs(options: argparse.Namespace) -> int:

@@ -13,9 +13,11 @@ from typing import Any
 from paperlings import layout
 
 TEXT = ("title", "authors")
-NUMBERS = ("year", "phase")
+NUMBERS = ("year", "phase", "difficulty")
+HOURS = ("hours", "kernel_hours")  # the second where there is a kernel to write
 WHERE = ("arxiv", "doi", "pmc", "url")  # a paper has exactly one of these
 NAMES = ("lists", "needs")
+HARDEST = 5
 
 
 class CatalogueError(ValueError):
@@ -26,7 +28,11 @@ class CatalogueError(ValueError):
 
 @dataclass(frozen=True)
 class Paper:
-    """One paper; `needs` are the names of the papers to do first."""
+    """One paper; `needs` are the names of the papers to do first.
+
+    hours: to read it and do its exercise.  kernel_hours: what its kernel takes besides, 0 where
+    there is none to write.
+    """
 
     track: str
     name: str
@@ -34,6 +40,9 @@ class Paper:
     authors: str
     year: int
     phase: int
+    difficulty: int  # 1 to HARDEST
+    hours: float
+    kernel_hours: float
     identifier: str  # "arXiv:1706.03762", "doi:...", "PMC..." or an address
     lists: tuple[str, ...]
     needs: tuple[str, ...]
@@ -72,6 +81,19 @@ class Catalogue(dict[str, Paper]):
             kind = f"{chosen[0].key} is" if len(chosen) == 1 else f"these {len(chosen)} papers are"
             raise CatalogueError(f"{kind} in the catalogue, but not written yet")
         return found
+
+    def select_one(self, name: str) -> Paper:
+        """The one paper that `name` means among those of `select_written`.
+
+        Raises CatalogueError where it means several, such as a track.
+        """
+        found = self.select_written([name])
+        # a kernel may be called as its paper is, and then the name means the paper
+        found = [paper for paper in found if layout.called(paper.key) == name] or found
+        if len(found) > 1:
+            keys = ", ".join(paper.key for paper in found)
+            raise CatalogueError(f"{name!r} means {len(found)} papers; name one of {keys}")
+        return found[0]
 
     def _meant(self, name: str) -> set[str]:
         plain = _without_root(name)
@@ -130,9 +152,15 @@ def _kernels(papers: Catalogue) -> Catalogue:
         if not isinstance(home, str) or home not in papers:
             raise CatalogueError(f"{layout.shown(file)}: paper = {home!r} is no paper's key")
         track, name = key.split("/")
-        title = f"{name}, a kernel of: {papers[home].title}"
-        needs = (papers[home].name,)
-        found[key] = replace(papers[home], track=track, name=name, title=title, needs=needs)
+        found[key] = replace(
+            papers[home],
+            track=track,
+            name=name,
+            title=f"{name}, a kernel of: {papers[home].title}",
+            hours=papers[home].kernel_hours,
+            kernel_hours=0.0,
+            needs=(papers[home].name,),
+        )
     order = list(papers)
     names = {paper.name: key for key, paper in papers.items()}
     return Catalogue(sorted(found.items(), key=lambda item: order.index(names[item[1].needs[0]])))
@@ -155,7 +183,7 @@ def _paper(track: str, name: str, table: Any) -> Paper:
     key = f"{track}/{name}"
     if not isinstance(table, dict):
         raise CatalogueError(f"{key}: expected a table [{track}.{name}], found {table!r}")
-    known = {*TEXT, *NUMBERS, *WHERE, *NAMES}
+    known = {*TEXT, *NUMBERS, *HOURS, *WHERE, *NAMES}
     for field in table:
         if field not in known:
             close = difflib.get_close_matches(field, known, n=1)
@@ -165,7 +193,7 @@ def _paper(track: str, name: str, table: Any) -> Paper:
                 else f"; known are {', '.join(sorted(known))}"
             )
             raise CatalogueError(f"{key}: unknown key {field!r}{guess}")
-    for field in (*TEXT, *NUMBERS, *NAMES):
+    for field in (*TEXT, *NUMBERS, HOURS[0], *NAMES):
         if field not in table:
             raise CatalogueError(f"{key}: the field {field!r} is missing")
     for fields, kind, word in (
@@ -176,6 +204,14 @@ def _paper(track: str, name: str, table: Any) -> Paper:
         for field in fields:
             if field in table and (not isinstance(table[field], kind) or table[field] == ""):
                 raise CatalogueError(f"{key}: {field} is {word}, not {table[field]!r}")
+    for field in HOURS:
+        hours = table.get(field, 1)
+        if isinstance(hours, bool) or not isinstance(hours, int | float) or not 0 < hours < 100:
+            raise CatalogueError(f"{key}: {field} is a number of hours, not {hours!r}")
+    if not 1 <= table["difficulty"] <= HARDEST:
+        raise CatalogueError(
+            f"{key}: difficulty is a number from 1 to {HARDEST}, not {table['difficulty']}"
+        )
     for field in NAMES:
         if not isinstance(table[field], list) or not all(isinstance(x, str) for x in table[field]):
             raise CatalogueError(f"{key}: {field} is a list of names, not {table[field]!r}")
@@ -192,6 +228,9 @@ def _paper(track: str, name: str, table: Any) -> Paper:
         authors=table["authors"],
         year=table["year"],
         phase=table["phase"],
+        difficulty=table["difficulty"],
+        hours=float(table["hours"]),
+        kernel_hours=float(table.get("kernel_hours", 0)),
         identifier=prefix + table[places[0]],
         lists=tuple(table["lists"]),
         needs=tuple(table["needs"]),

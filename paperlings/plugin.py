@@ -13,8 +13,9 @@ import pytest
 from paperlings import layout
 from paperlings.fixtures import figure, impl, reference
 from paperlings.judge import NAME, Judge
+from paperlings.lanes.gate.replay import gate
 
-__all__ = ["figure", "impl", "reference"]
+__all__ = ["figure", "gate", "impl", "reference"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

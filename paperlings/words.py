@@ -59,7 +59,7 @@ def described(arguments: dict[str, Any]) -> list[str]:
     """The values of a counterexample, a line each, largest cut short."""
     lines = []
     for name, value in arguments.items():
-        if name in ("impl", "reference", "figure", "task", "request"):
+        if name in ("impl", "reference", "figure", "gate", "task", "request"):
             continue
         if name == "example":
             value = value.args

@@ -44,7 +44,8 @@ class House:
             shutil.copy(old, new)
         table = f'[demo.{name}]\ntitle = "{name}"\nauthors = "A"\nyear = 2000\nurl = "none"\n'
         with open(self.home / "papers.toml", "a", encoding="utf-8") as file:
-            file.write(table + 'phase = 1\nlists = ["demo"]\nneeds = []\n\n')
+            file.write(table + 'phase = 1\ndifficulty = 1\nhours = 1\n')
+            file.write('lists = ["demo"]\nneeds = []\n\n')
         return key
 
     def run(self, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -15,6 +15,8 @@ authors = "A"
 year = 2020
 arxiv = "2001.00001"
 phase = 1
+difficulty = 2
+hours = 1.5
 lists = ["roadmap"]
 needs = {needs}
 """
@@ -50,6 +52,8 @@ def test_the_real_catalogue_holds_all_papers() -> None:
         assert 1 <= paper.phase <= 6
         assert 1990 < paper.year < 2030
         assert all(phases[need] <= paper.phase for need in paper.needs), paper.key
+    hours = sum(paper.hours for paper in papers.values())
+    assert 300 < hours < 400, "about seven hours a week for a year"
 
 
 def test_learning_order_is_the_order_of_the_file(load) -> None:
@@ -67,6 +71,13 @@ def test_learning_order_is_the_order_of_the_file(load) -> None:
         (GOOD.replace("year = 2020", 'year = "2020"', 1), ("a/one", "year is a whole number")),
         (GOOD.replace("phase = 1", "phase = 1.5", 1), ("a/one", "phase")),
         (GOOD.replace('title = "T"', 'title = ""', 1), ("a/one", "title")),
+        (GOOD.replace("hours = 1.5\n", "", 1), ("a/one", "'hours' is missing")),
+        (GOOD.replace("hours = 1.5", "hours = '2 h'", 1), ("a/one", "hours is a number of hours")),
+        (GOOD.replace("hours = 1.5", "hours = true", 1), ("a/one", "hours is a number of hours")),
+        (GOOD.replace("hours = 1.5", "hours = -1", 1), ("a/one", "not -1")),
+        (GOOD + "kernel_hours = nan\n", ("a/three", "kernel_hours", "not nan")),
+        (GOOD.replace("difficulty = 2", "difficulty = 6", 1), ("a/one", "from 1 to 5, not 6")),
+        (GOOD.replace("difficulty = 2", "difficulty = 0", 1), ("a/one", "from 1 to 5, not 0")),
         (GOOD.replace("['one']", "'one'"), ("b/two", "needs is a list")),
         (GOOD.replace('arxiv = "2001.00001"\n', "", 1), ("a/one", "exactly one of")),
         (GOOD + 'doi = "1"\n', ("a/three", "exactly one of")),

@@ -1,0 +1,120 @@
+"""One launch of a kernel: its arguments, its programs in some order, and who watches them."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import operator
+from typing import Any
+
+import numpy as np
+import triton.language as tl
+from triton.runtime import interpreter
+from triton.runtime.interpreter import TensorHandle
+from triton.runtime.jit import TensorWrapper
+
+from paperlings.lanes import traffic
+from paperlings.lanes.interpreter import shuffled
+from paperlings.lanes.memory import Memory
+from paperlings.lanes.rounding import Array
+from paperlings.lanes.sanitizer import Sanitizer
+
+_converted = interpreter._implicit_cvt  # of integers and of what only holds other arguments
+
+
+def run(executor: Any, *args: Any, **kwargs: Any) -> None:
+    """Run every program of a launch; takes the place of GridExecutor's call.
+
+    Raises what a program raises, and otherwise the first finding.
+    """
+    kernel, builder = executor.fn, interpreter.interpreter_builder
+    # what is not an argument is an option of the compiler
+    kwargs = {name: value for name, value in kwargs.items() if name in executor.arg_names}
+    for hook in executor.pre_run_hooks:
+        hook(*args, **kwargs)
+    arguments = inspect.getcallargs(kernel, *args, **kwargs)
+    grid = executor.grid(arguments) if callable(executor.grid) else executor.grid
+    grid = tuple(operator.index(size) for size in grid)
+    if not 1 <= len(grid) <= 3:
+        raise ValueError(f"the grid {grid} should have one, two or three axes")
+    launch = builder.launch = Launch(kernel.__name__)
+    builder.set_grid_dim(*grid, *(1,) * (3 - len(grid)))
+    try:
+        # inf and NaN come out as they do on a GPU, in silence
+        with np.errstate(all="ignore"):
+            for name, value in arguments.items():
+                if name not in executor.constexprs:
+                    arguments[name] = launch.convert(value, name)
+            for program in shuffled(math.prod(grid)):
+                index = tuple(map(int, np.unravel_index(program, grid)))
+                builder.set_grid_idx(*index, *(0,) * (3 - len(grid)))
+                launch.sanitizer.begin(index)
+                kernel(**arguments)
+    finally:
+        builder.launch = None
+        found = launch.sanitizer.close()
+        if launch.meter:
+            launch.meter.close(math.prod(grid))
+    if found:
+        raise found[0]
+
+
+class Launch:
+    """What watches one launch: each access of its programs comes through here."""
+
+    def __init__(self, kernel: str):
+        self.memory = Memory()
+        self.sanitizer = Sanitizer(kernel, self.memory)
+        self.meter = traffic.meter(kernel, self.memory)
+
+    def convert(self, value: Any, name: str) -> Any:
+        """An argument as the kernel gets it: tensors as tagged pointers, floats as float32."""
+        if isinstance(value, bool):
+            return tl.tensor(TensorHandle(np.array([value]), tl.int1), tl.int1)
+        if isinstance(value, float):
+            return tl.tensor(TensorHandle(np.array([value], np.float32), tl.float32), tl.float32)
+        if isinstance(value, tuple):
+            items = [self.convert(item, f"{name}[{i}]") for i, item in enumerate(value)]
+            return interpreter._tuple_create(value, items)
+        if not hasattr(value, "data_ptr"):
+            return _converted(value)
+        tensor = value.base if isinstance(value, TensorWrapper) else value
+        if tensor.device.type != "cpu":
+            raise ValueError(f"`{name}` is on {tensor.device}; kernels are interpreted on the CPU")
+        pointer = _converted(value)
+        pointer.handle.data[0] = self.memory.add(name, tensor).first
+        return pointer
+
+    def load(self, addresses: Array, mask: Array, itemsize: int) -> Array:
+        """Some lanes load: which of them may touch memory."""
+        parts, allowed = self.memory.share(addresses, mask, itemsize)
+        for part in parts:
+            self.sanitizer.load(part, itemsize)
+            if self.meter:
+                self.meter.load(part, itemsize)
+        return allowed
+
+    def store(self, addresses: Array, mask: Array, data: Array) -> Array:
+        """Some lanes store: which of them may."""
+        parts, allowed = self.memory.share(addresses, mask, data.itemsize)
+        for part in parts:
+            stored = data.reshape(-1) if part.lanes is None else data.reshape(-1)[part.lanes]
+            self.sanitizer.store(part, stored)
+            if self.meter:
+                self.meter.store(part, data.itemsize)
+        return allowed
+
+    def atomic(self, addresses: Array, mask: Array, itemsize: int) -> Array:
+        """Some lanes read and write in one step: which of them may."""
+        parts, allowed = self.memory.share(addresses, mask, itemsize)
+        for part in parts:
+            self.sanitizer.atomic(part, itemsize)
+            if self.meter:
+                self.meter.store(part, itemsize)
+        return allowed
+
+    def dot(self, dtype: str, bits: int, a: tuple[int, ...], b: tuple[int, ...]) -> None:
+        """Blocks of the shapes `a` and `b` are multiplied."""
+        self.sanitizer.dot(dtype, bits, a[-1])
+        if self.meter:
+            self.meter.dot(dtype, 2 * math.prod(a) * b[-1])
