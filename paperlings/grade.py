@@ -211,17 +211,11 @@ def show(result: dict[str, Any], runs: list[runner.Run], unwritten: int, reports
     if papers:
         console.print(_table(["track", "paper", *STATUSES, "claim"], _lines(papers)))
     if kernels:
-        lines = [
-            [row["name"], *_counts(row), *(_status(row["lanes"].get(lane, "")) for lane in LANES)]
-            for row in kernels
-        ]
-        console.print(_table(["kernel", *STATUSES, *LANES], lines))
+        console.print(_table(["kernel", "tasks", *LANES], [_kernel(row) for row in kernels]))
     totals, claims = result["totals"]["tasks"], result["totals"]["claims"]
     words = ", ".join(f"{totals[status]} {status}" for status in STATUSES)
-    console.print(
-        f"{totals['all']} tasks: {words}. {claims[PASSED]} of {claims['all']} claims pass.",
-        style="bold",
-    )
+    proved = f" {claims[PASSED]} of {claims['all']} claims pass." if claims["all"] else ""
+    console.print(f"{totals['all']} tasks: {words}.{proved}", style="bold")
     for run in runs:
         if run.trouble:
             console.print(
@@ -253,7 +247,8 @@ def _table(headings: list[str], lines: list[list[str]]) -> Any:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
+    padding = 0 if STATUSES[0] in headings else (0, 2, 0, 0)  # eighty columns are few
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=padding)
     for heading in headings:
         kind: Any = "right" if heading in STATUSES else "left"
         table.add_column(heading, justify=kind, no_wrap=heading != "paper")
@@ -279,6 +274,12 @@ def _lines(rows: list[dict[str, Any]]) -> list[list[str]]:
         for row in mine:
             lines.append([track, row["name"], *_counts(row), _status(row["claim"])])
     return lines
+
+
+def _kernel(row: dict[str, Any]) -> list[str]:
+    passed = sum(task["status"] == PASSED for task in row["tasks"])
+    lanes = [_status(row["lanes"].get(lane, "")) for lane in LANES]
+    return [row["name"], f"{passed} of {len(row['tasks'])} pass", *lanes]
 
 
 def _counts(row: dict[str, Any]) -> list[str]:

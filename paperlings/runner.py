@@ -208,7 +208,7 @@ class _Child:
         self.begun = self.begun or time.monotonic()
         self.heard = time.monotonic()
         self.seen = len(events(self.log))
-        self.process = _context().Process(
+        self.process = context().Process(
             target=_judge, args=(self.run.job, str(self.log), str(self.output), self.session)
         )
         self.process.start()
@@ -232,7 +232,7 @@ class _Child:
         self.process.join()
         if any(event.get("finished") for event in events(self.log)[self.seen :]):
             return self._end()
-        self._blame(_how_it_ended(self.process.exitcode), False)
+        self._blame(how_it_ended(self.process.exitcode), False)
         return self._go_on()
 
     def _go_on(self) -> bool:
@@ -283,18 +283,12 @@ class _Child:
             if self.output.exists()
             else ""
         )
-        return "\n".join(text.strip().splitlines()[-15:]) or _how_it_ended(self.process.exitcode)
+        return "\n".join(text.strip().splitlines()[-15:]) or how_it_ended(self.process.exitcode)
 
     def kill(self) -> None:
         """End the process and whatever it started."""
-        if self.process is None or self.process.pid is None:
-            return
-        with contextlib.suppress(OSError, AttributeError):
-            # the child leads a group of its own where the system has groups
-            if os.getpgid(self.process.pid) == self.process.pid:
-                os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.kill()
-        self.process.join()
+        if self.process is not None and self.process.pid is not None:
+            end(self.process)
 
     def clean(self) -> None:
         self.folder.cleanup()
@@ -369,7 +363,18 @@ def _loop(session: pytest.Session, job: Job, log: str) -> None:
     judge.write({"finished": True})
 
 
-def _how_it_ended(code: int | None) -> str:
+def end(process: Any) -> None:
+    """End a process and whatever it started."""
+    with contextlib.suppress(OSError, AttributeError):
+        # it leads a group of its own where the system has groups
+        if os.getpgid(process.pid) == process.pid:
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.join()
+
+
+def how_it_ended(code: int | None) -> str:
+    """How a process with that exit status ended, in words."""
     if code is not None and code < 0:
         return f"the process was ended by {signal.Signals(-code).name}"
     return f"the process ended by itself (exit status {code})"
@@ -381,5 +386,6 @@ def forks() -> bool:
     return sys.platform == "linux" and not (torch and torch.cuda.is_initialized())
 
 
-def _context() -> Any:
+def context() -> Any:
+    """How processes are started here."""
     return multiprocessing.get_context("fork" if forks() else "spawn")

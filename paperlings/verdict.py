@@ -261,6 +261,10 @@ def following(verdict: PaperVerdict) -> str:
         return f"write {todo[0]} in {layout.shown(layout.source(verdict.root, verdict.key))}"
     if verdict.partial:
         return f"{command}   (all of its tests)"
+    if verdict.count(UNVERIFIED):
+        return "nox -s doctor   (what this machine can verify, and why not the rest)"
+    if not elsewhere:
+        return f"nox -s compare -- {verdict.key}"
     return f"compare with {layout.shown(layout.source(layout.SOLUTIONS, verdict.key))}"
 
 

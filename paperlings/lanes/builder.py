@@ -10,6 +10,7 @@ from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from paperlings.lanes import libdevice
+from paperlings.lanes.blocks import block, numpy_dtype, values
 from paperlings.lanes.launch import Launch
 from paperlings.lanes.memory import ADDRESS
 from paperlings.lanes.rounding import (
@@ -25,29 +26,6 @@ from paperlings.outcomes import unverified
 _PRECISION = interpreter._ir.INPUT_PRECISION
 _WRAPPING = {np.add: np.logical_xor, np.subtract: np.logical_xor}  # of one bit
 _TF32 = {_PRECISION.TF32: "tf32", _PRECISION.TF32x3: "tf32x3"}
-
-
-_numpy_dtype = interpreter._get_np_dtype
-_numpy_dtypes: dict[str, np.dtype[Any]] = {}
-
-
-def numpy_dtype(dtype: Any) -> np.dtype[Any]:
-    """The dtype of the array that holds a block of triton's `dtype`."""
-    if dtype.name not in _numpy_dtypes:
-        _numpy_dtypes[dtype.name] = _numpy_dtype(dtype)
-    return _numpy_dtypes[dtype.name]
-
-
-def values(handle: Any) -> Array:
-    """The numbers of a block, bfloat16 as float32."""
-    return from_bfloat16(handle.data) if handle.dtype.scalar == tl.bfloat16 else handle.data
-
-
-def block(data: Array, dtype: Any) -> Any:
-    """A block of `dtype` of the numbers given, rounded as `dtype` asks."""
-    if dtype == tl.bfloat16:
-        return TensorHandle(to_bfloat16(np.asarray(data, np.float32)), dtype)
-    return TensorHandle(np.asarray(data).astype(numpy_dtype(dtype), copy=False), dtype)
 
 
 class Builder(InterpreterBuilder):  # type: ignore[misc]

@@ -9,17 +9,19 @@ from typing import Any
 
 import numpy as np
 import triton.language as tl
+from triton._utils import canonicalize_ptr_dtype
 from triton.runtime import interpreter
 from triton.runtime.interpreter import TensorHandle
 from triton.runtime.jit import TensorWrapper
 
 from paperlings.lanes import traffic
+from paperlings.lanes.blocks import numpy_dtype
 from paperlings.lanes.interpreter import shuffled
 from paperlings.lanes.memory import Memory
 from paperlings.lanes.rounding import Array
 from paperlings.lanes.sanitizer import Sanitizer
 
-_converted = interpreter._implicit_cvt  # of integers and of what only holds other arguments
+_converted = interpreter._implicit_cvt  # of what holds other arguments, or is none
 
 
 def run(executor: Any, *args: Any, **kwargs: Any) -> None:
@@ -69,21 +71,19 @@ class Launch:
 
     def convert(self, value: Any, name: str) -> Any:
         """An argument as the kernel gets it: tensors as tagged pointers, floats as float32."""
-        if isinstance(value, bool):
-            return tl.tensor(TensorHandle(np.array([value]), tl.int1), tl.int1)
-        if isinstance(value, float):
-            return tl.tensor(TensorHandle(np.array([value], np.float32), tl.float32), tl.float32)
         if isinstance(value, tuple):
             items = [self.convert(item, f"{name}[{i}]") for i, item in enumerate(value)]
             return interpreter._tuple_create(value, items)
+        if isinstance(value, (bool, int, float)):
+            return _number(value)
         if not hasattr(value, "data_ptr"):
             return _converted(value)
         tensor = value.base if isinstance(value, TensorWrapper) else value
         if tensor.device.type != "cpu":
             raise ValueError(f"`{name}` is on {tensor.device}; kernels are interpreted on the CPU")
-        pointer = _converted(value)
-        pointer.handle.data[0] = self.memory.add(name, tensor).first
-        return pointer
+        dtype = tl.str_to_ty(canonicalize_ptr_dtype(value.dtype, False), None)
+        first = self.memory.add(name, tensor).first
+        return tl.tensor(TensorHandle(np.array([first], np.uint64), dtype), dtype)
 
     def load(self, addresses: Array, mask: Array, itemsize: int) -> Array:
         """Some lanes load: which of them may touch memory."""
@@ -118,3 +118,16 @@ class Launch:
         self.sanitizer.dot(dtype, bits, a[-1])
         if self.meter:
             self.meter.dot(dtype, 2 * math.prod(a) * b[-1])
+
+
+def _number(value: float) -> Any:
+    """A Python number in the dtype in which a GPU gets it."""
+    if isinstance(value, bool):
+        dtype = tl.int1
+    elif isinstance(value, float):
+        dtype = tl.float32
+    elif -(2**31) <= value < 2**31:
+        dtype = tl.int32
+    else:
+        dtype = tl.int64 if value < 2**63 else tl.uint64
+    return tl.tensor(TensorHandle(np.array([value], numpy_dtype(dtype)), dtype), dtype)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import sys
 import types
 from collections.abc import Iterator
@@ -16,8 +15,9 @@ from triton.runtime import interpreter
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder
 
-from paperlings.lanes import launch, reduction
-from paperlings.lanes.builder import Builder, numpy_dtype
+from paperlings.lanes import functions, launch, reduction
+from paperlings.lanes.blocks import numpy_dtype
+from paperlings.lanes.builder import Builder
 
 _PLACES = (
     tl,
@@ -32,6 +32,9 @@ _PLACES = (
     cuda_libdevice,
     interpreter,
     interpreter.GridExecutor,
+    interpreter.FunctionRewriter,
+    interpreter.interpreter_builder,
+    interpreter.interpreter_semantic,
     InterpretedFunction,
     Autotuner,
 )
@@ -44,7 +47,7 @@ def applied() -> Iterator[None]:
     """Replace it for the block."""
     builder = interpreter.interpreter_builder
     with contextlib.ExitStack() as stack:
-        for place in (*_PLACES, builder):
+        for place in _PLACES:
             stack.enter_context(_kept(place))
         builder.__class__ = Builder
         stack.callback(setattr, builder, "__class__", InterpreterBuilder)
@@ -52,7 +55,7 @@ def applied() -> Iterator[None]:
         # a GPU wraps around, and asking costs more than the addition
         builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
         _language()
-        _functions(_external(), stack)
+        functions.prepare(stack)
         interpreter._implicit_cvt = lambda value: builder.launch.convert(value, "a descriptor")
         interpreter.GridExecutor.__call__ = launch.run
         # all configurations take the same time, so the first one is the fastest
@@ -71,7 +74,7 @@ def _kept(place: Any) -> Iterator[None]:
         for name in vars(place).keys() - before.keys():
             delattr(place, name)
         for name, value in before.items():
-            if vars(place)[name] is not value:
+            if vars(place).get(name, place) is not value:
                 setattr(place, name, value)
 
 
@@ -81,6 +84,7 @@ def _language() -> None:
     for place in (tl, tl.core):
         place.reduce = reduction.reduce
         place.associative_scan = reduction.associative_scan
+        place.range = functions.counted
     tl.tensor.__index__ = lambda self: int(self.handle.data.item())
     tl.tensor.__bool__ = _truth
 
@@ -94,47 +98,6 @@ def _truth(self: Any) -> bool:
             "write & | ~ for and, or, not, and tl.where for if"
         )
     return bool(self.handle.data.item())
-
-
-def _external() -> dict[Any, Any]:
-    """Make libdevice work, and say what stands for what."""
-    stand_ins: dict[Any, Any] = {}
-    for name, function in list(vars(cuda_libdevice).items()):
-        if tl.core.is_builtin(function):
-            new = functools.partial(function, _semantic=interpreter.interpreter_semantic)
-            for place in (cuda_libdevice, libdevice):
-                if name in vars(place):
-                    stand_ins[vars(place)[name]] = new
-                    setattr(place, name, new)
-    return stand_ins
-
-
-def _functions(stand_ins: dict[Any, Any], stack: contextlib.ExitStack) -> None:
-    """Functions of kernels: rewritten once, and nothing they raise is wrapped."""
-    rewrite, rewritten = InterpretedFunction.rewrite, dict[Any, Any]()
-
-    def prepared(self: Any) -> Any:
-        if self.fn not in rewritten:
-            names = self.fn.__globals__
-            found = [name for name, value in names.items() if _is_function(value, stand_ins)]
-            for name in found:
-                stack.callback(names.__setitem__, name, names[name])
-                names[name] = stand_ins[names[name]]
-            rewritten[self.fn] = rewrite(self)
-        return rewritten[self.fn]
-
-    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if interpreter.interpreter_builder.launch is None:
-            name = self.fn.__name__
-            raise RuntimeError(f"{name} is called like a function; launch it: {name}[grid](...)")
-        return prepared(self)(*args, **kwargs)
-
-    InterpretedFunction.rewrite = prepared
-    InterpretedFunction.__call__ = called
-
-
-def _is_function(value: Any, stand_ins: dict[Any, Any]) -> bool:
-    return isinstance(value, types.FunctionType) and value in stand_ins
 
 
 def _remember() -> None:

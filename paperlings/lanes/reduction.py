@@ -14,7 +14,7 @@ import triton.language as tl
 from triton.language import standard
 from triton.runtime.interpreter import TensorHandle
 
-from paperlings.lanes.builder import block, values
+from paperlings.lanes.blocks import block, values
 from paperlings.lanes.rounding import Array
 
 Arrays = list[Array]

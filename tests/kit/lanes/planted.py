@@ -236,6 +236,16 @@ def loops(OUT, n, STEPS: tl.constexpr):
 
 
 @triton.jit
+def counters(OUT, n, far):
+    for i in range(n):
+        tl.store(OUT + 0, i.to(tl.int64) * 1073741824)
+        tl.store(OUT + 1, tl.full((), i.dtype.primitive_bitwidth, tl.int64))
+    for i in tl.range(far, far + 1):
+        tl.store(OUT + 2, i)
+        tl.store(OUT + 3, tl.full((), i.dtype.primitive_bitwidth, tl.int64))
+
+
+@triton.jit
 def given(OUT, number, flag, nothing, one):
     tl.store(OUT, number)
     if flag:

@@ -13,7 +13,6 @@ pytest.importorskip("triton")
 
 import torch
 import triton
-import triton.language as tl
 
 from paperlings.lanes import interpreter, rounding, sanitizer
 from paperlings.loading import load
@@ -453,6 +452,13 @@ def test_loops_over_bounds_known_at_run_time(n):
     while rest > 3:
         rest -= 2
     assert out.tolist() == [sum(range(0, n, 2)), sum(range(n)), 6, rest]
+
+
+def test_a_loop_counts_in_numbers_of_the_language():
+    """A counter has a dtype and can be cast, before it is multiplied beyond 32 bits."""
+    out = torch.empty(4, dtype=torch.int64)
+    K.counters[(1,)](out, 5, 2**40)
+    assert out.tolist() == [4 * 2**30, 32, 2**40, 64]
 
 
 def test_a_python_float_is_a_float32():
