@@ -28,7 +28,7 @@ def new(key: str) -> list[Path]:
         raise catalogue.CatalogueError(
             f"{key} is not in the catalogue yet; add its table to papers.toml first:\n\n"
             f'[{track}.{name}]\ntitle = "..."\nauthors = "..."\nyear = 2026\narxiv = "..."\n'
-            'phase = 1\nlists = ["roadmap"]\nneeds = []'
+            'phase = 1\ndifficulty = 3\nhours = 4\nlists = ["roadmap"]\nneeds = []'
         )
     places = {
         "solution.py.j2": layout.source(layout.SOLUTIONS, key),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from paperlings import expected, layout, pages, reading
-from paperlings.standing import COMPLETE, EDITED, Standing, Standings
-from paperlings.verdict import PASSED, TODO
+from paperlings.standing import COMPLETE, EDITED, Standing, Standings, is_begun
+from paperlings.verdict import PASSED
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,7 @@ def page(standings: Standings) -> str:
 
 def _is_begun(standing: Standing) -> bool:
     done = standing.done
-    judged = bool(set(done.tasks.values()) - {TODO})
-    return bool(judged or done.hints or done.gave_up or standing.log)
+    return bool(is_begun(done) or done.hints or done.gave_up or standing.log)
 
 
 def _verdicts(standing: Standing) -> dict[str, str]:
@@ -75,7 +74,7 @@ def _facts(standing: Standing) -> dict[str, str]:
     done, log = standing.done, standing.log
     statuses = list(done.tasks.values())
     facts = {}
-    if set(statuses) - {TODO}:
+    if is_begun(done):
         facts["tasks"] = f"{statuses.count(PASSED)} of {len(statuses)} pass, judged {done.judged}"
         if standing.state == EDITED:
             facts["tasks"] += "; the file has been edited since"

@@ -10,7 +10,7 @@ from paperlings.catalogue import Catalogue, Paper
 from paperlings.plan import BUILD, DERIVE, Ask, Month, Phase
 from paperlings.progress import Done, Progress
 from paperlings.reading import Log
-from paperlings.verdict import PASSED, TODO
+from paperlings.verdict import FAILED, PASSED
 
 COMPLETE, EDITED, BEGUN, OPEN, WAITING, UNWRITTEN = STATES = (
     "complete",
@@ -118,12 +118,17 @@ def load(papers: Catalogue) -> Standings:
     return standings
 
 
+def is_begun(done: Done) -> bool:
+    """Whether some task was judged and was no stub; one that no machine verified says nothing."""
+    return bool({PASSED, FAILED} & set(done.tasks.values()))
+
+
 def _state(key: str, done: Done, written: set[str], record: Progress, waits: bool) -> str:
     if key not in written:
         return UNWRITTEN
     if record.is_finished(key):
         return COMPLETE
-    if set(done.tasks.values()) - {TODO}:
+    if is_begun(done):
         return BEGUN if record.is_current(key) else EDITED
     return WAITING if waits else OPEN
 

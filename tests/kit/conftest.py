@@ -42,11 +42,15 @@ class House:
             new = self.home / old.relative_to(SMALL).with_name(old.name.replace("softmax", name))
             new.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(old, new)
-        table = f'[demo.{name}]\ntitle = "{name}"\nauthors = "A"\nyear = 2000\nurl = "none"\n'
-        with open(self.home / "papers.toml", "a", encoding="utf-8") as file:
-            file.write(table + 'phase = 1\ndifficulty = 1\nhours = 1\n')
-            file.write('lists = ["demo"]\nneeds = []\n\n')
+        self.announce(name)
         return key
+
+    def announce(self, name: str) -> None:
+        """A paper of the catalogue, without any file."""
+        table = f'[demo.{name}]\ntitle = "{name}"\nauthors = "A"\nyear = 2000\nurl = "none"\n'
+        table += 'phase = 1\ndifficulty = 1\nhours = 1\nlists = ["demo"]\nneeds = []\n\n'
+        with open(self.home / "papers.toml", "a", encoding="utf-8") as file:
+            file.write(table)
 
     def run(self, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         """`python -m <arguments>` in this house."""

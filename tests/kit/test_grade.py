@@ -143,9 +143,7 @@ def test_a_test_that_vanishes_is_missed(house) -> None:
 
 def test_a_paper_not_written_yet_is_said(house) -> None:
     """A paper of the catalogue without files is no error of the learner's."""
-    table = 'title="x"\nauthors="A"\nyear=2000\nurl="none"\nphase=1\nlists=[]\nneeds=[]\n'
-    with open(house.home / "papers.toml", "a") as file:
-        file.write(f"[demo.later]\n{table}")
+    house.announce("later")
     done = house.run("paperlings", "grade", "later")
     assert done.returncode == 2
     assert "demo/later is in the catalogue, but not written yet" in done.stderr

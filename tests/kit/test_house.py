@@ -135,10 +135,7 @@ def test_a_new_paper_runs_at_once(house) -> None:
     unknown = house.run("paperlings", "new", "demo/mean")
     assert unknown.returncode == 2
     assert "[demo.mean]" in unknown.stderr
-    with open(house.home / "papers.toml", "a") as file:
-        file.write(
-            '[demo.mean]\ntitle="x"\nauthors="A"\nyear=2000\nurl="none"\nphase=1\nlists=[]\nneeds=[]\n'
-        )
+    house.announce("mean")
     assert house.run("paperlings", "new", "demo/mean").stdout.count("wrote ") == 5
     assert house.run("paperlings", "stubs", "--check").returncode == 0
     solved = house.run("paperlings", "grade", "mean", "--impl", "solutions", "--fail-under", "100")

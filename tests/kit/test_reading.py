@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -64,9 +65,7 @@ def test_it_says_what_is_missing_and_what_is_too_much(house) -> None:
 
 def test_a_paper_without_an_exercise_can_be_logged(house) -> None:
     """The catalogue is a reading list; what is not written yet is read all the same."""
-    table = '[demo.far]\ntitle = "Far"\nauthors = "B"\nyear = 2001\nurl = "x"\nphase = 1\n'
-    with open(house.home / "papers.toml", "a", encoding="utf-8") as file:
-        file.write(table + "difficulty = 1\nhours = 1\nlists = []\nneeds = []\n")
+    house.announce("far")
     assert house.says("log", "far")[0] == 0
     status, said = house.says("log", "demo")
     assert status == 2
@@ -127,6 +126,8 @@ def test_headings_are_found_however_they_are_written(read) -> None:
 def test_passes_are_read_from_any_editor(read, content: bytes) -> None:
     """A mark at the front, Windows' line ends, a broken letter: the ticks are seen."""
     assert read(content).passes == (True, False, False)
+    elsewhere = b"## Result\n- [x] no pass\n" + content.lstrip(b"\xef\xbb\xbf")
+    assert read(elsewhere).passes == (True, False, False)
 
 
 def test_what_a_log_holds_is_shown_and_never_run(read, tmp_path: Path) -> None:
@@ -167,3 +168,11 @@ def test_the_portfolio_shows_work_and_owns_up_to_help(house) -> None:
         "0 sentences, 0 of 3 passes; still empty: problem, approach, result, limitation",
     ):
         assert words in text
+    assert "<dt>tasks passed</dt><dd>0</dd>" in text
+    assert "data:image" not in text
+
+    shutil.rmtree(house.home / "my")
+    record["papers"]["demo/softmax"] = {"hints": {"entropy": 1}}
+    (house.home / "progress.json").write_text(json.dumps(record), encoding="utf-8")
+    house.says("roadmap")
+    assert "1 for entropy" in page.read_text(encoding="utf-8"), "help without work is owned up to"

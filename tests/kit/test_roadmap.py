@@ -12,6 +12,7 @@ import pytest
 
 from paperlings import catalogue, expected, graph, layout, plan, stubs
 from paperlings.progress import Done
+from paperlings.roadmap import LEGEND, screen
 from paperlings.standing import STATES, UNWRITTEN, Standing, Standings
 
 PLAN = """
@@ -54,6 +55,14 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> catalogue.Catalogue:
     copy = tmp_path_factory.mktemp("real") / "papers.toml"
     shutil.copy(layout.CATALOGUE, copy)
     return catalogue.load(copy)
+
+
+def standing_at(papers: catalogue.Catalogue, state: str) -> Standings:
+    """All papers in one state."""
+    done = Done(tasks={"a": "passed", "b": "failed"})
+    return Standings(
+        {key: Standing(paper, state, done, None, paper.needs) for key, paper in papers.items()}
+    )
 
 
 # ---- the plan
@@ -194,13 +203,21 @@ def test_a_verdict_of_the_grader_counts(house) -> None:
     assert "1 of 4 papers complete" in said
     assert "[ ] Derive it. (softmax, by hand) [x] Build it. (softmax) [x] Show it." in said
     assert "complete softmax open after (1.5 h, 1/5) elsewhere far" in said
+    portfolio = house.home / "reports" / "portfolio.html"
+    assert 'src="data:image/png;base64,' in portfolio.read_text(encoding="utf-8")
+    house.file("exercises").write_text(house.solution() + "# edited\n", encoding="utf-8")
+    roadmap(house)
+    assert "data:image" not in portfolio.read_text(encoding="utf-8"), "it is of an older file"
 
 
 def test_what_is_done_by_hand_is_ticked_in_the_log(house) -> None:
     """The third pass is the learner's word, and the only thing a tick stands for."""
     house.says("log", "softmax")
     log = house.home / "my" / "log" / "demo" / "softmax.md"
-    log.write_text(log.read_text(encoding="utf-8").replace("[ ] Third", "[x] Third"), "utf-8")
+    text = log.read_text(encoding="utf-8")
+    log.write_text(text.replace("[ ] First", "[x] First"), encoding="utf-8")
+    assert "[ ] Derive it." in roadmap(house)
+    log.write_text(text.replace("[ ] Third", "[x] Third"), encoding="utf-8")
     said = roadmap(house)
     assert "[x] Derive it. (softmax, by hand) [ ] Build it. (softmax) [ ] Show it." in said
 
@@ -215,12 +232,13 @@ def test_an_edited_paper_is_not_complete_but_closes_nothing(house) -> None:
 
 
 def test_a_paper_with_some_tasks_is_begun(house) -> None:
-    """One that was judged and is still a stub is not."""
+    """One that is still a stub is not, nor one of which nothing could be verified."""
     judged(house, tasks={"softmax": "passed", "entropy": "todo"}, passed="", claim="todo")
     assert "begun softmax (1 of 2 tasks)" in (said := roadmap(house))
     assert "[x] Build it. (softmax) [ ] Show it." in said
-    judged(house, tasks={"softmax": "todo", "entropy": "todo"}, passed="", claim="todo")
-    assert "open softmax" in roadmap(house)
+    for status in ("todo", "unverified"):
+        judged(house, tasks={"softmax": "todo", "entropy": status}, passed="", claim="todo")
+        assert "open softmax" in roadmap(house)
 
 
 def test_a_damaged_record_is_kept_and_told(house) -> None:
@@ -252,6 +270,14 @@ def test_the_page_shows_states_needs_and_checkpoints(house) -> None:
     assert not re.search(r"<script|<link|src=\"http|@import", text)
 
 
+@pytest.mark.parametrize("state", STATES)
+def test_the_screen_stays_a_screen(real, state: str) -> None:
+    """When all 82 papers are written, names that do not fit are counted."""
+    lines = screen(standing_at(real, state), plan.load(real))
+    assert len(lines) <= 36
+    assert all(len(line) <= 80 for line in lines), lines
+
+
 # ---- the drawing
 
 
@@ -260,10 +286,7 @@ def test_every_node_has_a_place_of_its_own(real, columns: int, width: int, margi
     """Nodes lie inside the drawing, do not overlap, and phases go from left to right; there is a
     line for every prerequisite.
     """
-    standings = Standings(
-        {key: Standing(paper, UNWRITTEN, Done(), None, ()) for key, paper in real.items()}
-    )
-    drawing = graph.draw(standings, plan.load(real), columns, width, margin)
+    drawing = graph.draw(standing_at(real, UNWRITTEN), plan.load(real), columns, width, margin)
     assert len(drawing.nodes) == len(real)
     for node in drawing.nodes:
         assert 0 < node.x <= width - drawing.node_width
@@ -279,7 +302,5 @@ def test_every_node_has_a_place_of_its_own(real, columns: int, width: int, margi
 
 def test_every_state_has_a_mark_and_a_word() -> None:
     """Colour is never all there is to tell states by."""
-    from paperlings.roadmap import LEGEND
-
     assert set(LEGEND) == set(STATES)
     assert len(set(LEGEND.values())) == len(STATES)
