@@ -31,7 +31,7 @@ def next_hint(key: str, task: str | None = None) -> list[str]:
         done = record.of(key)
         task = _called(task, key) if task else _unfinished(key, done)
         if task is None:
-            return [*record.notes, *wrapped(_nothing_left(key))]
+            return [*record.notes, *wrapped(_nothing_left(key, record.is_current(key)))]
         texts = hints.get(task, [])
         if not texts:
             raise teacher.KnowledgeError(f"{layout.shown(layout.knowledge(key))}: none for {task}")
@@ -99,8 +99,11 @@ def _called(name: str, key: str) -> str:
     raise UsageError(f"{key} has no task {name!r}; {guess}")
 
 
-def _nothing_left(key: str) -> str:
-    return f"{key}: every task passes. Name one to see its hints all the same: {_tasks(key)}."
+def _nothing_left(key: str, is_current: bool) -> str:
+    said = (
+        "every task passes" if is_current else "every task passed, and the file has changed since"
+    )
+    return f"{key}: {said}. Name one to see its hints all the same: {_tasks(key)}."
 
 
 def _tasks(key: str) -> str:

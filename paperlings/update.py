@@ -18,17 +18,13 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import copy
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from paperlings import files, git, layout
+from paperlings import definitions, files, git, layout
 from paperlings.git import GitError, Tree
-from paperlings.lines import labelled
-
-Function = ast.FunctionDef | ast.AsyncFunctionDef
+from paperlings.lines import labelled, waiting
 
 EXERCISES = f"{layout.EXERCISES.name}/"
 AT_WORK = {"MERGE_HEAD": "merge", "CHERRY_PICK_HEAD": "cherry-pick", "REVERT_HEAD": "revert"}
@@ -137,7 +133,8 @@ def _origin() -> tuple[str, str]:
 def _fetched(remote: str, branch: str) -> str:
     """The newest commit there."""
     try:
-        git.run("fetch", "--quiet", remote, branch)
+        with waiting(f"asking {remote}"):
+            git.run("fetch", "--quiet", remote, branch)
     except GitError as error:
         raise Refused(f"{remote} cannot be reached:\n{error}") from None
     return git.ask("rev-parse", "FETCH_HEAD")
@@ -195,8 +192,8 @@ def _check(plan: Plan, mine: Tree, new: str, between: set[str]) -> None:
         names = "\n".join(f"  {path}" for path in plan.clashes)
         raise Refused(
             f"You and the kit have both edited what is no exercise:\n{names}\n"
-            f"Put yours aside (git stash) or merge by hand (git merge {new[:7]}); "
-            "then update again."
+            f"Put yours aside (git stash push {plan.clashes[0]}) or merge by hand "
+            f"(git merge {new[:7]}), then update again."
         )
     for path, (_, staged) in git.staged(plan.settled).items():
         if staged not in {git.blob(mine, path), plan.disk.get(path), *between}:
@@ -270,47 +267,20 @@ def differences(stub: bytes, own: bytes) -> str:
 
     Of a task its signature and docstring count, of what is given everything.
     """
-    nodes = dict(_definitions(ast.parse(stub).body))
-    tasks = {name for name, node in nodes.items() if _is_todo(node)}
-    wanted = {name: _text(node, name in tasks) for name, node in nodes.items()}
+    wanted = dict(definitions.of(ast.parse(stub).body))
     try:
-        nodes = dict(_definitions(ast.parse(own).body))
+        found = dict(definitions.of(ast.parse(own).body))
     except (SyntaxError, ValueError):
         return "changed; your file is no Python as it is, so how cannot be said"
-    found = {name: _text(node, name in tasks) for name, node in nodes.items()}
+
+    def is_other(name: str) -> bool:
+        text = definitions.promise if definitions.is_unwritten(wanted[name]) else ast.unparse
+        return text(found[name]) != text(wanted[name])
+
     new = [name for name in wanted if name not in found]
-    other = [name for name, text in wanted.items() if found.get(name, text) != text]
+    other = [name for name in wanted if name in found and is_other(name)]
     said = [f"new: {', '.join(new)}"] if new else []
     return "; ".join(said + ([f"other words for {', '.join(other)}"] if other else []))
-
-
-def _definitions(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, ast.stmt]]:
-    """Functions, variables and docstrings of a file, by dotted name."""
-    for node in body:
-        if isinstance(node, ast.ClassDef):
-            yield from _definitions(node.body, f"{prefix}{node.name}.")
-        elif isinstance(node, Function):
-            yield prefix + node.name, node
-        elif isinstance(node, ast.Assign):
-            yield prefix + ast.unparse(node.targets[0]), node
-        elif isinstance(node, ast.AnnAssign):
-            yield prefix + ast.unparse(node.target), node
-        elif isinstance(node, ast.Expr) and node is body[0]:
-            yield prefix.removesuffix(".") or "the lesson", node
-
-
-def _is_todo(node: ast.stmt) -> bool:
-    """Whether a function of a stub is a task."""
-    last = node.body[-1] if isinstance(node, Function) else None
-    return isinstance(last, ast.Raise) and "NotImplementedError(" in ast.unparse(last)
-
-
-def _text(node: ast.stmt, is_task: bool) -> str:
-    if is_task and isinstance(node, Function):
-        promise = ast.Expr(ast.Constant(ast.get_docstring(node) or ""))
-        node = copy.copy(node)
-        node.body = [promise]
-    return ast.unparse(node)
 
 
 def _is_paper(path: str) -> bool:

@@ -77,6 +77,8 @@ def test_a_solved_paper_gives_the_hints_of_a_task_that_is_named(house) -> None:
     assert "softmax, entropy." in said
     assert shown(house, "softmax", "entropy") == {"entropy": 1}
     assert "last verdict passed" in house.says("hint", "softmax", "entropy")[1]
+    house.file("exercises").write_text(house.solution() + "# edited\n")
+    assert "every task passed, and the file has changed since" in house.says("hint", "softmax")[1]
 
 
 def test_a_file_that_is_broken_or_gone_is_no_obstacle(house) -> None:
