@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -20,6 +21,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (catalogue.CatalogueError, teacher.KnowledgeError, stubs.StubError, UsageError) as error:
         print(f"paperlings {options.verb}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
@@ -160,49 +164,49 @@ def _stubs(options: argparse.Namespace) -> int:
 
 
 def _hint(options: argparse.Namespace) -> int:
-    from paperlings.hint import hint
+    from paperlings.learner.hint import hint
 
     return hint(options.name, options.task)
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from paperlings.compare import compare
+    from paperlings.learner.compare import compare
 
     return compare(options.name, give_up=options.give_up)
 
 
 def _reset(options: argparse.Namespace) -> int:
-    from paperlings.reset import reset, undo
+    from paperlings.learner.reset import reset, undo
 
     return undo(options.name) if options.undo else reset(options.name)
 
 
 def _update(options: argparse.Namespace) -> int:
-    from paperlings.update import update
+    from paperlings.learner.update import update
 
     return update()
 
 
 def _roadmap(options: argparse.Namespace) -> int:
-    from paperlings.roadmap import roadmap
+    from paperlings.learner.roadmap import roadmap
 
     return roadmap()
 
 
 def _log(options: argparse.Namespace) -> int:
-    from paperlings.reading import log
+    from paperlings.learner.reading import log
 
     return log(options.name)
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from paperlings.doctor import doctor
+    from paperlings.learner.doctor import doctor
 
     return doctor()
 
 
 def _watch(options: argparse.Namespace) -> int:
-    from paperlings.watch import watch
+    from paperlings.learner.watch import watch
 
     return watch(options.name)
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from paperlings import lanes, pieces, progress
+from paperlings import lanes, progress
+from paperlings.learner import pieces
 
 HOME = Path(__file__).resolve().parents[2]
 
@@ -201,7 +202,8 @@ def test_a_name_that_is_no_paper_is_refused(shared) -> None:
 
 KERNEL = """
 import json, sys
-from paperlings import layout, trial
+from paperlings import layout
+from paperlings.learner import trial
 layout.EXERCISES = layout.HOME  # the kit's own kernel as the learner's
 done, *_ = trial.run("kernels/token_log_probs").values()
 print(json.dumps([done.trouble, done.difference, done.apart, done.measures, done.ratio]))

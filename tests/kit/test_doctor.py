@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from paperlings import doctor, environment, git, lanes, layout, progress
-from paperlings.doctor import BROKEN, OK, UNVERIFIED
+from paperlings import environment, lanes, layout, progress
+from paperlings.learner import doctor, git
+from paperlings.learner.doctor import BROKEN, OK, UNVERIFIED
 
 
 @pytest.fixture(autouse=True)

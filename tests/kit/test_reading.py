@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from paperlings import catalogue, layout, reading
+from paperlings import catalogue, layout
+from paperlings.learner import reading
 
 ANSWERS = {
     "Problem": "Scores grow with the size. Gradients vanish.",

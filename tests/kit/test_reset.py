@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from paperlings import reset
+from paperlings.learner import reset
 
 
 def texts(exercise: Path) -> set[str]:
@@ -119,7 +119,7 @@ def test_killed_at_any_instant_the_file_is_whole(house) -> None:
     exercise = house.file("exercises")
     stub, work = exercise.read_bytes(), b"# my work\n" * 10_000
     exercise.write_bytes(work)
-    loop = "from paperlings.reset import reset, undo\nprint(flush=True)\n"
+    loop = "from paperlings.learner.reset import reset, undo\nprint(flush=True)\n"
     loop += "while True:\n    reset('softmax'), undo('softmax')\n"
     environment = {**os.environ, "PYTHONPATH": str(house.home)}
     chance = random.Random(0)

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from paperlings import catalogue, expected, graph, layout, plan, stubs
+from paperlings import catalogue, expected, layout, stubs
+from paperlings.learner import graph, plan
+from paperlings.learner.roadmap import LEGEND, screen
+from paperlings.learner.standing import STATES, UNWRITTEN, Standing, Standings
 from paperlings.progress import Done
-from paperlings.roadmap import LEGEND, screen
-from paperlings.standing import STATES, UNWRITTEN, Standing, Standings
 
 PLAN = """
 [[phases]]

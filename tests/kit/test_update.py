@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from paperlings.update import differences
+from paperlings.learner.update import differences
 
 HOME = Path(__file__).resolve().parents[2]
 EDITED = "# mine\n"

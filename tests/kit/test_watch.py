@@ -233,7 +233,7 @@ def test_the_keys_do_what_the_menu_says(watching, build, tmp_path) -> None:
 def test_the_terminal_is_given_back(house, how) -> None:
     """However the watcher ends, the terminal is as it was and no process is left."""
     if how == "crash":
-        listing = house.home / "paperlings" / "listing.py"
+        listing = house.home / "paperlings" / "learner" / "listing.py"
         listing.write_text(listing.read_text().replace("def press(", "def pressed("))
     session = Session(house, tty=True)
     try:

@@ -43,6 +43,20 @@ def cast(X, OUT, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def cut(X, OUT, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    tl.store(OUT + i, tl.load(X + i).to(OUT.dtype.element_ty, fp_downcast_rounding="rtz"))
+
+
+@triton.jit
+def compared(X, Y, LESS, BOTH, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    x, y = tl.load(X + i), tl.load(Y + i)
+    tl.store(LESS + i, (x < y).to(tl.float32))
+    tl.store(BOTH + i, ((x < y) + (x <= y)).to(tl.int32))
+
+
+@triton.jit
 def reduced(X, OUT, OP: tl.constexpr, BLOCK: tl.constexpr):
     x = tl.load(X + tl.arange(0, BLOCK))
     if OP == "sum":
@@ -65,7 +79,7 @@ def reduced_axes(X, ROWS, COLUMNS, ALL, KEPT, M: tl.constexpr, N: tl.constexpr):
     m, n = tl.arange(0, M), tl.arange(0, N)
     x = tl.load(X + m[:, None] * N + n[None, :])
     tl.store(ROWS + m, tl.sum(x, 1))
-    tl.store(COLUMNS + n, tl.max(x, axis=-2))
+    tl.store(COLUMNS + n, tl.sum(x, axis=-2))
     tl.store(ALL, tl.sum(x))
     tl.store(KEPT + m[:, None] * N + n[None, :], x - tl.max(x, 1, keep_dims=True))
 
@@ -248,6 +262,7 @@ def counters(OUT, n, far):
 @triton.jit
 def given(OUT, number, flag, nothing, one):
     tl.store(OUT, number)
+    tl.store(OUT + 3, flag.dtype.primitive_bitwidth)
     if flag:
         tl.store(OUT + 1, 7.0)
     if nothing is None:
@@ -285,6 +300,11 @@ def todo_inside(X):
 @triton.jit
 def misspelt(X):
     tl.store(X, unheard_of)  # noqa: F821
+
+
+@triton.jit
+def not_imported(X):
+    tl.store(X, math.pi)  # noqa: F821
 
 
 @triton.jit
@@ -580,6 +600,20 @@ def scan_in_order(X, OUT, n, BLOCK: tl.constexpr):
 def shifted_in_place(X, n, BLOCK: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(X + i, tl.load(X + i + 1, mask=i + 1 < n, other=0.0), mask=i < n)
+
+
+@triton.jit
+def neighbours_in_place(X, n, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(X + i, mask=i < n) + tl.load(X + i + 1, mask=i + 1 < n, other=0.0)
+    tl.store(X + i, x, mask=i < n)
+
+
+@triton.jit
+def looks_at_the_total(X, OUT, SEEN):
+    program = tl.program_id(0)
+    tl.atomic_add(OUT, tl.load(X + program))
+    tl.store(SEEN + program, tl.load(OUT))
 
 
 @triton.jit

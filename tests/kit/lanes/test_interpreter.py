@@ -13,6 +13,7 @@ pytest.importorskip("triton")
 
 import torch
 import triton
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from paperlings.lanes import interpreter, rounding, sanitizer
 from paperlings.loading import load
@@ -75,6 +76,23 @@ def test_comparisons_of_bfloat16_compare_values_not_bits():
     assert torch.equal(out, torch.minimum(x, y))
 
 
+@pytest.mark.parametrize("dtype", [BF16, torch.float32, torch.int32])
+def test_a_comparison_is_one_bit(dtype):
+    """It becomes 0 or 1 in any dtype, and two of them add up to none."""
+    x, y = (torch.randint(-3, 3, (64,)).to(dtype) for _ in range(2))
+    less, both = torch.empty(64), torch.empty(64, dtype=torch.int32)
+    K.compared[(1,)](x, y, less, both, 64)
+    assert torch.equal(less, (x < y).float())
+    assert torch.equal(both, (x == y).int())
+
+
+def test_integers_wrap_around():
+    """As on a GPU, which asks nobody."""
+    x, out = torch.tensor([2**31 - 1, -(2**31)] * 8).int(), torch.empty(16, dtype=torch.int32)
+    K.binary[(1,)](x, x, out, "add", 16)
+    assert out.tolist() == [-2, 0] * 8
+
+
 EDGES = [
     0.0, -0.0, 1.0, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, 1 + 2**-8 - 2**-20, -(1 + 2**-8),
     math.inf, -math.inf, 3.4e38, -3.4e38, 1e-40, 9.2e-41, 2.0**-126, math.pi,
@@ -95,6 +113,13 @@ def test_not_a_number_stays_one_in_bfloat16():
     out = torch.empty(16, dtype=BF16)
     K.cast[(1,)](bits.view(torch.float32), out, 16)
     assert out.isnan().all()
+
+
+def test_who_asks_for_truncation_gets_it():
+    """As in `x.to(tl.bfloat16, fp_downcast_rounding="rtz")`."""
+    x, out = normal(256), torch.empty(256, dtype=BF16)
+    K.cut[(1,)](x, out, 256)
+    assert torch.equal(out.view(torch.int16), (x.view(torch.int32) >> 16).to(torch.int16))
 
 
 @pytest.mark.parametrize(
@@ -142,6 +167,14 @@ def test_extremes_are_those_of_the_values(dtype, name):
     assert out.item() == getattr(np, name)(x.double().numpy())
 
 
+@pytest.mark.parametrize(("name", "ends"), [("argmax", [5, 1, 5, 5]), ("argmin", [1, 5, 1, 1])])
+def test_of_equals_the_first_is_the_extreme(name, ends):
+    """Unless the kernel says that any will do."""
+    x, out = torch.tensor([3, *ends, 3, 3, 3]), torch.empty(1, dtype=torch.int32)
+    K.reduced[(1,)](x, out, name, 8)
+    assert out.item() == 1
+
+
 def test_a_sum_of_float32_is_as_exact_as_a_tree():
     """65536 numbers added one by one would lose more."""
     x, out = normal(65536).abs(), torch.empty(1)
@@ -174,9 +207,13 @@ def test_reductions_take_any_axis():
     rows, columns, total, kept = torch.empty(4), torch.empty(8), torch.empty(1), torch.empty(4, 8)
     K.reduced_axes[(1,)](x, rows, columns, total, kept, 4, 8)
     torch.testing.assert_close(rows, x.sum(1))
-    torch.testing.assert_close(columns, x.amax(0))
+    torch.testing.assert_close(columns, x.sum(0))
     torch.testing.assert_close(total[0], x.sum())
     torch.testing.assert_close(kept, x - x.amax(1, keepdim=True))
+    x = normal(16384, 2).abs()
+    rows, columns, kept = torch.empty(16384), torch.empty(2), torch.empty(16384, 2)
+    K.reduced_axes[(1,)](x, rows, columns, total, kept, 16384, 2)
+    torch.testing.assert_close(columns.double(), x.double().sum(0), rtol=3e-7, atol=0)
 
 
 def test_a_reduction_of_pairs_takes_any_function():
@@ -436,9 +473,9 @@ def test_a_grid_of_nothing_launches_nothing():
     K.turns[(0,)](torch.empty(1), torch.zeros(1))
 
 
-@pytest.mark.parametrize("grid", [(2.5,), (1, 1, 1, 1), ()])
-def test_a_grid_that_is_none_is_refused(grid):
-    """Whole numbers, one to three of them."""
+@pytest.mark.parametrize("grid", [(2.5,), (1, 1, 1, 1), (), (1, 65536), (1, 1, 65536)])
+def test_a_grid_that_a_gpu_refuses_is_refused(grid):
+    """Whole numbers, one to three of them, and only the first may be large."""
     with pytest.raises((TypeError, ValueError)):
         K.turns[grid](torch.empty(1), torch.zeros(1))
 
@@ -463,10 +500,10 @@ def test_a_loop_counts_in_numbers_of_the_language():
 
 def test_a_python_float_is_a_float32():
     """0.1 and 2 * 0.1 + 1 have other digits in float64."""
-    out = torch.zeros(3, dtype=torch.float64)
+    out = torch.zeros(4, dtype=torch.float64)
     K.given[(1,)](out, 0.1, True, None, 1)
     one = np.float32(0.1)
-    assert out.tolist() == [float(one), 7.0, float(one * np.float32(2) + np.float32(1))]
+    assert out.tolist() == [float(one), 7.0, float(one * np.float32(2) + np.float32(1)), 1]
     K.given[(1,)](out.zero_(), 0.1, False, None, 1)
     assert out[1] == 0
 
@@ -508,6 +545,7 @@ def test_a_kernel_without_a_grid_is_refused():
         ("todo", NotImplementedError, "^todo$"),
         ("todo_inside", NotImplementedError, "^helper_todo$"),
         ("misspelt", NameError, "unheard_of"),
+        ("not_imported", NameError, "math"),
     ],
 )
 def test_what_a_kernel_raises_comes_out_as_it_is(kernel, error, match):
@@ -516,7 +554,15 @@ def test_what_a_kernel_raises_comes_out_as_it_is(kernel, error, match):
         getattr(K, kernel)[(1,)](torch.zeros(1))
     line = raised.traceback[-1]
     assert Path(line.path) == Path(K.__file__)
-    assert ("raise" in str(line.statement)) or ("unheard_of" in str(line.statement))
+    assert any(word in str(line.statement) for word in ("raise", "unheard_of", "math.pi"))
+
+
+def test_a_hook_runs_before_the_programs():
+    """With the arguments of the launch."""
+    kernel, out = load(Path(K.__file__), "planted").add, torch.empty(16)
+    kernel.add_pre_run_hook(lambda x, y, out, n, BLOCK: x.fill_(n))
+    kernel[(1,)](torch.ones(16), torch.ones(16), out, 16, BLOCK=16)
+    assert (out == 17).all()
 
 
 def test_a_missing_argument_is_a_type_error():
@@ -533,8 +579,6 @@ def test_tensor_descriptors_work():
     x, out = normal(12, 24), torch.empty(12, 24)
     K.descriptor[(2, 2)](x, out, 12, 24, 8, 16)
     assert torch.equal(out, x * 2)
-    from triton.tools.tensor_descriptor import TensorDescriptor
-
     out = torch.empty(16, 32)
     K.given_descriptor[(1,)](TensorDescriptor.from_tensor(x, [16, 32]), out, 16, 32)
     assert torch.equal(out[:12, :24], x)

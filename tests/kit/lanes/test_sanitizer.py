@@ -142,10 +142,11 @@ def test_a_barrier_between_store_and_load_is_clean():
 
 
 def test_a_load_without_mask_is_reported():
-    """24 lanes of the last block go beyond 1000 elements."""
-    said = found(lambda: K.add_load_unmasked[(4,)](X, Y, torch.empty(1000), 1000, 256))
+    """24 lanes of the fourth block go beyond 1000 elements, and all of the fifth."""
+    with interpreter.order(0):
+        said = found(lambda: K.add_load_unmasked[(5,)](X, Y, torch.empty(1000), 1000, 256))
     assert "kernel add_load_unmasked: program 3 loads element 1000 of `X`" in said
-    assert "whose shape is [1000] (24 such lanes in this launch)" in said
+    assert "whose shape is [1000] (280 such lanes in this launch)" in said
     assert "tl.load without a mask" in said
 
 
@@ -234,10 +235,28 @@ def test_a_load_that_comes_before_another_programs_store_is_reported():
     assert "of `X`, which program" in said
 
 
-def test_a_store_beside_atomics_is_a_race():
+@pytest.mark.parametrize("seed", range(4))
+def test_a_load_beside_the_owners_own_is_reported(seed):
+    """An element that its owner loads and stores, and its neighbour loads, too."""
+    with interpreter.order(seed):
+        said = found(lambda: K.neighbours_in_place[(2,)](X[:512].clone(), 512, 256))
+    assert "loads element 256 of `X`, which program 1 writes" in said
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_store_beside_atomics_is_a_race(seed):
     """Zeroing in one program and adding in the others needs two launches."""
-    said = found(lambda: K.zeroed_by_one[(4,)](X, torch.empty(1), 1000, 256))
+    with interpreter.order(seed):
+        said = found(lambda: K.zeroed_by_one[(4,)](X, torch.empty(1), 1000, 256))
     assert "element 0 of `OUT`, and so does program" in said
+
+
+def test_a_load_beside_atomics_is_a_race():
+    """A total is not there before the launch ends."""
+    said = found(lambda: K.looks_at_the_total[(4,)](X, torch.zeros(1), torch.empty(4)))
+    assert "loads element 0 of `OUT`, which program" in said
+    sanitizer.clear()
+    K.looks_at_the_total[(1,)](X, torch.zeros(1), torch.empty(1))
 
 
 def test_a_missing_barrier_is_reported():

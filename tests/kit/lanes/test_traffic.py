@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("triton")
 
 import torch
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from paperlings.lanes import interpreter, sanitizer
 from paperlings.lanes.traffic import Record, recorded, traffic
@@ -202,6 +203,14 @@ def test_a_change_in_place_loads_and_stores_one_tensor():
     assert bytes_of(record) == {"X": (400, 0), "OUT": (0, 400)}
     assert record.has_read(x)
     assert record.has_written(x)
+
+
+def test_a_descriptor_moves_what_its_tensor_has():
+    """Under the name of the argument; what lies outside its shape moves nothing."""
+    x, out = torch.ones(12, 24), torch.empty(16, 32)
+    descriptor = TensorDescriptor.from_tensor(x, [16, 32])
+    record = traffic(lambda: K.given_descriptor[(1,)](descriptor, out, 16, 32))
+    assert bytes_of(record) == {"x": (12 * 24 * 4, 0), "OUT": (0, 16 * 32 * 4)}
 
 
 @pytest.mark.parametrize(

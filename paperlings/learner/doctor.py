@@ -246,7 +246,7 @@ def _progress() -> Finding:
 
 
 def _exercises() -> Finding:
-    from paperlings import git
+    from paperlings.learner import git
 
     keys = layout.written()
     paths = {key: layout.source(layout.EXERCISES, key) for key in keys}
@@ -293,7 +293,7 @@ def _names() -> Finding:
 
 
 def _git() -> Finding:
-    from paperlings import git
+    from paperlings.learner import git
 
     try:
         inside = git.ask("rev-parse", "--show-prefix")

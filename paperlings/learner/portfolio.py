@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from paperlings import expected, layout, pages, reading
-from paperlings.standing import COMPLETE, EDITED, Standing, Standings, is_begun
+from paperlings import expected, layout, pages
+from paperlings.learner import reading
+from paperlings.learner.standing import COMPLETE, EDITED, Standing, Standings, is_begun
 from paperlings.verdict import PASSED
 
 

@@ -16,20 +16,11 @@ from multiprocessing import Pipe, connection
 from pathlib import Path
 from typing import Any
 
-from paperlings import (
-    catalogue,
-    expected,
-    layout,
-    listing,
-    progress,
-    reach,
-    runner,
-    stubs,
-    terminal,
-)
+from paperlings import catalogue, expected, layout, progress, reach, runner, stubs
 from paperlings import verdict as verdicts
+from paperlings.learner import listing, terminal
+from paperlings.learner.warm import Warm
 from paperlings.verdict import FAILED, PASSED, TODO, Finding, PaperVerdict
-from paperlings.warm import Warm
 
 REACHED, NAMED, REST = "the tests that the edit reaches", "likely mistakes", "the rest"
 MENU = "n:next  h:hint  l:list  c:check all  x:reset  q:quit"
@@ -248,12 +239,12 @@ class Watcher:
             self.look()
 
     def _hint(self) -> None:
-        from paperlings import hint
+        from paperlings.learner import hint
 
         self.message = hint.next_hint(self.key)
 
     def _reset(self, sure: bool) -> None:
-        from paperlings import reset
+        from paperlings.learner import reset
 
         if not sure:
             self.waits_for = "x"

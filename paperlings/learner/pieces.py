@@ -9,8 +9,9 @@ import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from paperlings import definitions, layout, stubs, teacher
-from paperlings.definitions import Function
+from paperlings import layout, stubs, teacher
+from paperlings.learner import definitions
+from paperlings.learner.definitions import Function
 
 
 @dataclass(frozen=True)

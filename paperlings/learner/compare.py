@@ -9,11 +9,12 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from paperlings import catalogue, files, layout, pages, pieces, progress, runner, trial, verdict
+from paperlings import catalogue, files, layout, pages, progress, runner, verdict
 from paperlings.catalogue import Paper
+from paperlings.learner import pieces, trial
+from paperlings.learner.pieces import Piece, Pieces
+from paperlings.learner.trial import SOLUTION, YOURS, Trial
 from paperlings.lines import labelled, waiting, wrapped
-from paperlings.pieces import Piece, Pieces
-from paperlings.trial import SOLUTION, YOURS, Trial
 from paperlings.verdict import PASSED, WIDTH
 
 SHOWN, REFUSED, BROKEN = 0, 1, 3  # exit statuses; the last where the kit itself is at fault

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from paperlings import UsageError, layout, progress, reading
+from paperlings import UsageError, layout, progress
 from paperlings.catalogue import Catalogue, Paper
-from paperlings.plan import BUILD, DERIVE, Ask, Month, Phase
+from paperlings.learner import reading
+from paperlings.learner.plan import BUILD, DERIVE, Ask, Month, Phase
+from paperlings.learner.reading import Log
 from paperlings.progress import Done, Progress
-from paperlings.reading import Log
 from paperlings.verdict import FAILED, PASSED
 
 COMPLETE, EDITED, BEGUN, OPEN, WAITING, UNWRITTEN = STATES = (

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from paperlings import catalogue, files, graph, layout, pages, plan, portfolio, standing
-from paperlings.lines import labelled, wrapped
-from paperlings.plan import DERIVE, Ask, Phase
-from paperlings.standing import (
+from paperlings import catalogue, files, layout, pages
+from paperlings.learner import graph, plan, portfolio, standing
+from paperlings.learner.plan import DERIVE, Ask, Phase
+from paperlings.learner.standing import (
     BEGUN,
     COMPLETE,
     EDITED,
@@ -17,6 +17,7 @@ from paperlings.standing import (
     Standing,
     Standings,
 )
+from paperlings.lines import labelled, wrapped
 
 BAR = 20  # characters
 LISTED = 2  # lines, at most, of names of one kind

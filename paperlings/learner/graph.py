@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from paperlings.plan import Phase
-from paperlings.standing import Standing, Standings
+from paperlings.learner.plan import Phase
+from paperlings.learner.standing import Standing, Standings
 
 NODE, NEED, GAP = 36, 12, 6  # the height of a node, of each need in it, and the space below
 PHASE, TRACK = 34, 22  # the height of a heading

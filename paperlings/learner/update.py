@@ -22,8 +22,9 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from paperlings import definitions, files, git, layout
-from paperlings.git import GitError, Tree
+from paperlings import files, layout
+from paperlings.learner import definitions, git
+from paperlings.learner.git import GitError, Tree
 from paperlings.lines import labelled, waiting
 
 EXERCISES = f"{layout.EXERCISES.name}/"

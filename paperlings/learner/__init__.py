@@ -1,0 +1,1 @@
+"""What a learner uses from day to day: watching, hints, comparison, resets, roadmap, doctor."""
