@@ -11,7 +11,7 @@ from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from paperlings.lanes import libdevice
 from paperlings.lanes.blocks import block, numpy_dtype, values
-from paperlings.lanes.launch import Launch
+from paperlings.lanes.launch import Observer
 from paperlings.lanes.memory import ADDRESS
 from paperlings.lanes.rounding import (
     Array,
@@ -29,26 +29,26 @@ _TF32 = {_PRECISION.TF32: "tf32", _PRECISION.TF32x3: "tf32x3"}
 
 
 class Builder(InterpreterBuilder):  # type: ignore[misc]
-    """`launch` is the one that runs."""
+    """`observer` watches the launch that runs."""
 
-    launch: Launch
+    observer: Observer
 
     # memory
 
     def create_masked_load(self, ptrs: Any, mask: Any, other: Any, *_: Any, **__: Any) -> Any:
         element = ptrs.get_element_ty()
         dtype = numpy_dtype(element)
-        allowed = self.launch.load(ptrs.data, _flags(mask), dtype.itemsize)
+        allowed = self.observer.load(ptrs.data, _flags(mask), dtype.itemsize)
         return self._load(ptrs, allowed, other, element, dtype)
 
     def create_masked_store(self, ptrs: Any, value: Any, mask: Any, *_: Any, **__: Any) -> None:
-        allowed = self.launch.store(ptrs.data, _flags(mask), value.data)
+        allowed = self.observer.store(ptrs.data, _flags(mask), value.data)
         interpreter._interpreter.store(ptrs.data & ADDRESS, value.data, allowed)
 
     def create_atomic_rmw(
         self, op: Any, ptr: Any, val: Any, mask: Any, sem: Any, scope: Any
     ) -> Any:
-        allowed = self.launch.atomic(ptr.data, _flags(mask), val.data.itemsize)
+        allowed = self.observer.atomic(ptr.data, _flags(mask), val.data.itemsize)
         bare = TensorHandle(ptr.data & ADDRESS, ptr.dtype)
         if val.dtype.scalar == tl.bfloat16:
             return self._add_bfloat16(bare, val, allowed)
@@ -56,7 +56,7 @@ class Builder(InterpreterBuilder):  # type: ignore[misc]
         return super().create_atomic_rmw(op, bare, val, mask, sem, scope)
 
     def create_atomic_cas(self, ptr: Any, cmp: Any, val: Any, sem: Any, scope: Any) -> Any:
-        allowed = self.launch.atomic(ptr.data, np.ones(ptr.data.shape, bool), val.data.itemsize)
+        allowed = self.observer.atomic(ptr.data, np.ones(ptr.data.shape, bool), val.data.itemsize)
         if not allowed.all():
             return TensorHandle(cmp.data, cmp.dtype.scalar)
         bare = TensorHandle(ptr.data & ADDRESS, ptr.dtype)
@@ -65,15 +65,18 @@ class Builder(InterpreterBuilder):  # type: ignore[misc]
     def create_atomic_load(self, ptr: Any, mask: Any, sem: Any, scope: Any) -> Any:
         element = ptr.get_element_ty()
         dtype = numpy_dtype(element)
-        allowed = self.launch.atomic(ptr.data, _flags(mask), dtype.itemsize)
+        allowed = self.observer.atomic(ptr.data, _flags(mask), dtype.itemsize, writes=False)
         return self._load(ptr, allowed, None, element, dtype)
 
     def create_atomic_store(self, ptr: Any, val: Any, mask: Any, sem: Any, scope: Any) -> None:
-        allowed = self.launch.atomic(ptr.data, _flags(mask), val.data.itemsize)
+        allowed = self.observer.atomic(ptr.data, _flags(mask), val.data.itemsize)
         interpreter._interpreter.store(ptr.data & ADDRESS, val.data, allowed)
 
+    def create_atomic_poll(self, *_: Any) -> None:
+        unverified("a program that waits for another one cannot be interpreted")
+
     def create_barrier(self) -> None:
-        self.launch.sanitizer.barrier()
+        self.observer.sanitizer.barrier()
 
     def _load(self, ptrs: Any, allowed: Array, other: Any, element: Any, dtype: Any) -> Any:
         if other is not None:
@@ -106,13 +109,6 @@ class Builder(InterpreterBuilder):  # type: ignore[misc]
 
     def cast_impl(self, src: Any, dst_type: Any) -> Any:
         return block(values(src), dst_type.scalar)
-
-    def create_fp_to_fp(self, src: Any, dst_type: Any, rounding_mode: Any) -> Any:
-        nearest = rounding_mode in (None, interpreter._ir.ROUNDING_MODE.RTNE)
-        eight = 8 in (src.dtype.scalar.primitive_bitwidth, dst_type.scalar.primitive_bitwidth)
-        if nearest and not eight:
-            return self.cast_impl(src, dst_type)
-        return super().create_fp_to_fp(src, dst_type, rounding_mode)
 
     def binary_op(self, lhs: Any, rhs: Any, op: Any) -> Any:
         if lhs.data.dtype == np.bool_:
@@ -157,7 +153,7 @@ class Builder(InterpreterBuilder):  # type: ignore[misc]
         name = str(dtype)
         if dtype == tl.float32:
             name = _TF32.get(input_precision, name)
-        self.launch.dot(name, dtype.primitive_bitwidth, a.data.shape, b.data.shape)
+        self.observer.dot(name, dtype.primitive_bitwidth, a.data.shape, b.data.shape)
         if dtype.is_floating() and dtype.primitive_bitwidth == 8:
             return super().create_dot(a, b, d, input_precision, *_)
         return block(_product(values(a), values(b), name) + values(d), d.dtype.scalar)

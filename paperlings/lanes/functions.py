@@ -19,6 +19,9 @@ from triton.runtime.interpreter import InterpretedFunction, TensorHandle
 
 from paperlings.lanes.blocks import numpy_dtype
 
+# what a rewritten function looks up; triton puts all the names of its interpreter beside them
+_NEEDED = ("interpreter_semantic", "_InterpreterComparison")
+
 
 def prepare(stack: contextlib.ExitStack) -> None:
     """Rewrite each function once, and let out what it raises as it is.
@@ -26,29 +29,45 @@ def prepare(stack: contextlib.ExitStack) -> None:
     What has to be put back, but for names of triton, is left to the stack.
     """
     stand_ins, ready = _external(), dict[Any, Any]()
+    needed = {name: vars(interpreter)[name] for name in _NEEDED if name in vars(interpreter)}
 
     def prepared(self: Any) -> Any:
         if self.fn not in ready:
             names = self.fn.__globals__
-            for name, value in list(names.items()):
-                if isinstance(value, types.FunctionType) and value in stand_ins:
-                    stack.callback(names.__setitem__, name, value)
-                    names[name] = stand_ins[value]
+            imported = {
+                name: stand_ins[value]
+                for name, value in names.items()
+                if isinstance(value, types.FunctionType) and value in stand_ins
+            }
             if "counting" not in vars(self):
+                before = set(names)
                 self.counting = self.rewriter.rewrite_ast()
+                for name in names.keys() - before:
+                    del names[name]
+            _put(needed | imported, names, stack)
             ready[self.fn] = self.counting
         return ready[self.fn]
 
     def called(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if interpreter.interpreter_builder.launch is None:
+        if interpreter.interpreter_builder.observer is None:
             name = self.fn.__name__
-            raise RuntimeError(f"{name} is called like a function; launch it: {name}[grid](...)")
+            raise RuntimeError(f"{name} runs on a GPU: launch it over a grid, {name}[grid](...)")
         return prepared(self)(*args, **kwargs)
 
     interpreter.FunctionRewriter.ast_transformer = _Counting()
     interpreter.interpreter_semantic.range = counted
     InterpretedFunction.rewrite = prepared
     InterpretedFunction.__call__ = called
+
+
+def _put(new: dict[str, Any], names: dict[str, Any], stack: contextlib.ExitStack) -> None:
+    """Put names among those of a module until the stack is unwound."""
+    for name, value in new.items():
+        if name in names:
+            stack.callback(names.__setitem__, name, names[name])
+        else:
+            stack.callback(names.pop, name)
+        names[name] = value
 
 
 class _Counting(interpreter.ASTTransformer):  # type: ignore[misc]

@@ -21,6 +21,7 @@ from paperlings.lanes.memory import Memory
 from paperlings.lanes.rounding import Array
 from paperlings.lanes.sanitizer import Sanitizer
 
+_MOST = 65535  # programs on the second and the third axis of a grid
 _converted = interpreter._implicit_cvt  # of what holds other arguments, or is none
 
 
@@ -39,38 +40,45 @@ def run(executor: Any, *args: Any, **kwargs: Any) -> None:
     grid = tuple(operator.index(size) for size in grid)
     if not 1 <= len(grid) <= 3:
         raise ValueError(f"the grid {grid} should have one, two or three axes")
-    launch = builder.launch = Launch(kernel.__name__)
+    if max(grid[1:], default=0) > _MOST:
+        raise ValueError(f"the grid {grid}: of all but the first axis, a GPU takes {_MOST} at most")
+    observer = builder.observer = Observer(kernel.__name__)
     builder.set_grid_dim(*grid, *(1,) * (3 - len(grid)))
     try:
         # inf and NaN come out as they do on a GPU, in silence
         with np.errstate(all="ignore"):
             for name, value in arguments.items():
                 if name not in executor.constexprs:
-                    arguments[name] = launch.convert(value, name)
+                    arguments[name] = observer.convert(value, name)
             for program in shuffled(math.prod(grid)):
                 index = tuple(map(int, np.unravel_index(program, grid)))
                 builder.set_grid_idx(*index, *(0,) * (3 - len(grid)))
-                launch.sanitizer.begin(index)
+                observer.sanitizer.begin(index)
                 kernel(**arguments)
     finally:
-        builder.launch = None
-        found = launch.sanitizer.close()
-        if launch.meter:
-            launch.meter.close(math.prod(grid))
+        builder.observer = None
+        found = observer.sanitizer.close()
+        if observer.meter:
+            observer.meter.close(math.prod(grid))
     if found:
         raise found[0]
 
 
-class Launch:
+class Observer:
     """What watches one launch: each access of its programs comes through here."""
 
     def __init__(self, kernel: str):
         self.memory = Memory()
         self.sanitizer = Sanitizer(kernel, self.memory)
         self.meter = traffic.meter(kernel, self.memory)
+        self.naming = ""  # the argument that is being converted
 
-    def convert(self, value: Any, name: str) -> Any:
-        """An argument as the kernel gets it: tensors as tagged pointers, floats as float32."""
+    def convert(self, value: Any, name: str = "") -> Any:
+        """An argument as the kernel gets it: tensors as tagged pointers, floats as float32.
+
+        name: where it has none of its own, it is a part of the one before.
+        """
+        name = self.naming = name or self.naming
         if isinstance(value, tuple):
             items = [self.convert(item, f"{name}[{i}]") for i, item in enumerate(value)]
             return interpreter._tuple_create(value, items)
@@ -104,13 +112,14 @@ class Launch:
                 self.meter.store(part, data.itemsize)
         return allowed
 
-    def atomic(self, addresses: Array, mask: Array, itemsize: int) -> Array:
-        """Some lanes read and write in one step: which of them may."""
+    def atomic(self, addresses: Array, mask: Array, itemsize: int, *, writes: bool = True) -> Array:
+        """Some lanes touch memory in one step: which of them may."""
         parts, allowed = self.memory.share(addresses, mask, itemsize)
         for part in parts:
-            self.sanitizer.atomic(part, itemsize)
+            self.sanitizer.atomic(part, itemsize, writes=writes)
             if self.meter:
-                self.meter.store(part, itemsize)
+                count = self.meter.store if writes else self.meter.load
+                count(part, itemsize)
         return allowed
 
     def dot(self, dtype: str, bits: int, a: tuple[int, ...], b: tuple[int, ...]) -> None:

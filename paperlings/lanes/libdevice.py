@@ -8,10 +8,17 @@ from typing import Any
 import numpy as np
 from scipy import special
 
+
+def _fma(x: Any, y: Any, z: Any) -> Any:
+    """The product is not rounded before the sum is."""
+    return x.astype(np.float64) * y + z
+
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "abs": np.abs,
     "acos": np.arccos,
     "acosh": np.arccosh,
+    "add_rn": np.add,
     "asin": np.arcsin,
     "asinh": np.arcsinh,
     "atan": np.arctan,
@@ -24,7 +31,6 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "cosh": np.cosh,
     "cospi": lambda x: np.cos(np.pi * x),
     "div_rn": np.divide,
-    "dividef": np.divide,
     "erf": special.erf,
     "erfc": special.erfc,
     "erfcinv": special.erfcinv,
@@ -36,10 +42,12 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "expm1": np.expm1,
     "fabs": np.abs,
     "fdim": lambda x, y: np.maximum(x - y, 0),
+    "fdivide": np.divide,
     "finite": np.isfinite,
     "floor": np.floor,
-    "fma": lambda x, y, z: x * y + z,
-    "fma_rn": lambda x, y, z: x * y + z,
+    "fma": _fma,
+    "fma_rn": _fma,
+    "fmaf_rn": _fma,
     "fmod": np.fmod,
     "hypot": np.hypot,
     "isfinite": np.isfinite,
@@ -80,16 +88,16 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "tanh": np.tanh,
     "tgamma": special.gamma,
     "trunc": np.trunc,
-    "add_rn": np.add,
     "y0": special.y0,
     "y1": special.y1,
 }
 
 
 def find(symbol: str) -> Callable[..., Any] | None:
-    """The function a symbol means: "tanhf", "fast_expf", "fsqrt_rn", "isinfd"."""
+    """The function that a symbol means: "tanhf", "fast_expf", "isnand", "fsqrt_rn"."""
     name = symbol.removeprefix("fast_")
-    for candidate in (name, name[:-1], name[1:]):
-        if candidate in FUNCTIONS:
-            return FUNCTIONS[candidate]
-    return None
+    if name not in FUNCTIONS and name.endswith(("f", "d")):
+        name = name[:-1]
+    if name not in FUNCTIONS and name.endswith("_rn"):
+        name = name[1:]
+    return FUNCTIONS.get(name)

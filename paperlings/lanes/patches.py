@@ -51,12 +51,12 @@ def applied() -> Iterator[None]:
             stack.enter_context(_kept(place))
         builder.__class__ = Builder
         stack.callback(setattr, builder, "__class__", InterpreterBuilder)
-        builder.launch = None
+        builder.observer = None
         # a GPU wraps around, and asking costs more than the addition
         builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
         _language()
         functions.prepare(stack)
-        interpreter._implicit_cvt = lambda value: builder.launch.convert(value, "a descriptor")
+        interpreter._implicit_cvt = lambda value: builder.observer.convert(value)
         interpreter.GridExecutor.__call__ = launch.run
         # all configurations take the same time, so the first one is the fastest
         Autotuner.do_bench = staticmethod(lambda *_, **__: (0.0, 0.0, 0.0))

@@ -146,15 +146,17 @@ class Sanitizer:
                 ),
             )
 
-    def atomic(self, part: Part, itemsize: int) -> None:
-        """Some lanes read and write in one step."""
-        history = self._history(part, itemsize, "atomically changes", "atomic operation")
+    def atomic(self, part: Part, itemsize: int, *, writes: bool) -> None:
+        """Some lanes load, store or do both in one step, as others may at the same time."""
+        does = "atomically changes" if writes else "atomically loads"
+        history = self._history(part, itemsize, does, "atomic operation")
         if history is None:
             return
         places = history.elements.numbers(part.addresses, itemsize)
-        self._alone(history, history.stored, places, "atomically changes")
-        history.swap(places, self.next)
-        self.next += places.size
+        self._alone(history, history.stored, places, does)
+        if writes:
+            history.swap(places, self.next)
+            self.next += places.size
 
     def close(self) -> list[Mismatch]:
         """The launch is over: what was found, which is kept in `findings`, too."""
@@ -225,7 +227,7 @@ class Sanitizer:
             "or all of them with an atomic?",
             lambda: (
                 f"{self._here()} {does} {history.elements.name(places[others][0])}, "
-                f"and so does {self._writer(numbers[others][0])}"
+                f"which {self._writer(numbers[others][0])} writes, too"
             ),
         )
 

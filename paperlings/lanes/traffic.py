@@ -3,7 +3,7 @@
 Bytes are those of the lanes that a mask lets through. A sector is 32 bytes, the least a GPU's
 memory moves; of an instruction, each sector counts once. So `loaded` is what was asked for,
 `sectors` what moves without a cache, `distinct` what would move with an endless one.
-An atomic operation counts as a store.
+An atomic operation that changes anything counts as a store.
 """
 
 from __future__ import annotations
@@ -169,10 +169,9 @@ def _covered(tensor: torch.Tensor, seen_of: list[tuple[Argument, Elements, Array
     seen = np.zeros((wanted.places.size, wanted.itemsize), bool)
     bytes_ = (wanted.first + (wanted.places << wanted.shift))[:, None] + np.arange(wanted.itemsize)
     for argument, elements, flags in seen_of:
-        if argument.storage == wanted.storage:
-            tagged = bytes_.view(np.uint64) | np.uint64(argument.tag)
-            held = argument.holds(tagged, 1)
-            seen[held] |= flags[elements.numbers(tagged[held], 1)]
+        tagged = bytes_.view(np.uint64) | np.uint64(argument.tag)
+        held = argument.holds(tagged, 1)
+        seen[held] |= flags[elements.numbers(tagged[held], 1)]
     return bool(seen.all())
 
 

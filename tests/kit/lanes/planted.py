@@ -525,6 +525,13 @@ def copy_block(X, OUT, x_row, x_column, out_row, out_column, M: tl.constexpr, N:
 
 
 @triton.jit
+def copy_words(X, OUT, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    word = tl.pointer_type(tl.int32)
+    tl.store(OUT.to(word) + i, tl.load(X.to(word) + i))
+
+
+@triton.jit
 def through_a_lock(X, TOTAL, LOCK, n, BLOCK: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     x = tl.sum(tl.load(X + i, mask=i < n, other=0.0), 0)
@@ -614,6 +621,19 @@ def looks_at_the_total(X, OUT, SEEN):
     program = tl.program_id(0)
     tl.atomic_add(OUT, tl.load(X + program))
     tl.store(SEEN + program, tl.load(OUT))
+
+
+@triton.jit
+def atomic_copies(X, FLAG, OUT):
+    program = tl.program_id(0)
+    tl.atomic_store(FLAG, 1)
+    x = tl.load(X + program) * tl.atomic_load(FLAG)
+    tl.store(OUT + program, x)
+
+
+@triton.jit
+def polls(FLAG):
+    tl.atomic_poll(FLAG, 1)
 
 
 @triton.jit

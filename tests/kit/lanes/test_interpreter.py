@@ -15,7 +15,8 @@ import torch
 import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from paperlings.lanes import interpreter, rounding, sanitizer
+from paperlings.lanes import interpreter, libdevice, rounding, sanitizer
+from paperlings.lanes.traffic import traffic
 from paperlings.loading import load
 from paperlings.outcomes import Unverified
 
@@ -383,6 +384,17 @@ def test_atomic_extremes():
     assert out.tolist() == [x.max().item(), x.min().item()]
 
 
+@pytest.mark.skipif(triton.__version__ < "3.9", reason="before triton 3.9 there are none")
+def test_atomic_loads_and_stores():
+    """All programs may do either; who waits for another one is not told to wait for ever."""
+    x, flag, out = normal(4), torch.zeros(1, dtype=torch.int32), torch.empty(4)
+    record = traffic(lambda: K.atomic_copies[(4,)](x, flag, out))
+    assert torch.equal(out, x)
+    assert (record.launches[0].tensor("FLAG").loaded, record.stored) == (16, 32)
+    with pytest.raises(Unverified, match="waits"):
+        K.polls[(1,)](flag)
+
+
 # functions
 
 EXTERNAL = {
@@ -408,6 +420,23 @@ def test_functions_of_libdevice_work(name):
     x, out = normal(64).abs() + 0.1, torch.empty(64)
     K.external[(1,)](x, out, name, 64)
     torch.testing.assert_close(out, EXTERNAL[name](x), rtol=1e-6, atol=1e-7)
+
+
+def test_a_symbol_of_libdevice_means_one_function():
+    """Of those whose names are longer by a letter, none is taken for another."""
+    for symbol in ("logb", "logbf", "rhypot", "rhypotf", "rcp64h", "fmul_rz", "ilogb", "norm3d"):
+        assert libdevice.find(symbol) is None, symbol
+    for symbol in (
+        "fabsf",
+        "fabs",
+        "isnand",
+        "fsqrt_rn",
+        "dsqrt_rn",
+        "fast_powf",
+        "fmaf_rn",
+        "erff",
+    ):
+        assert libdevice.find(symbol) is not None, symbol
 
 
 def test_an_unknown_function_of_libdevice_is_unverified():

@@ -9,6 +9,9 @@ import pytest
 pytest.importorskip("triton")
 
 import torch
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import min_dot_size
 
 from paperlings.lanes import interpreter, sanitizer
 from paperlings.loading import load
@@ -143,9 +146,8 @@ def test_a_barrier_between_store_and_load_is_clean():
 
 def test_a_load_without_mask_is_reported():
     """24 lanes of the fourth block go beyond 1000 elements, and all of the fifth."""
-    with interpreter.order(0):
-        said = found(lambda: K.add_load_unmasked[(5,)](X, Y, torch.empty(1000), 1000, 256))
-    assert "kernel add_load_unmasked: program 3 loads element 1000 of `X`" in said
+    said = found(lambda: K.add_load_unmasked[(5,)](X, Y, torch.empty(1000), 1000, 256))
+    assert "kernel add_load_unmasked: program 4 loads element 1024 of `X`" in said
     assert "whose shape is [1000] (280 such lanes in this launch)" in said
     assert "tl.load without a mask" in said
 
@@ -204,7 +206,8 @@ def test_a_sum_without_atomics_is_a_race():
     """Every program loads and stores one address."""
     with pytest.raises(Mismatch) as error:
         K.total_without_atomic[(4,)](X, torch.zeros(1), 1000, 256)
-    assert "stores to element 0 of `OUT`, and so does program" in error.value.difference
+    assert "stores to element 0 of `OUT`, which program" in error.value.difference
+    assert "writes, too" in error.value.difference
     assert "Which program owns each element?" in error.value.question
     loads = sanitizer.findings[1].difference
     assert "loads element 0 of `OUT`, which" in loads
@@ -216,7 +219,7 @@ def test_blocks_that_overlap_are_a_race():
     said = found(lambda: K.blocks_overlap[(3,)](X, torch.empty(1000), 1000, 256))
     assert "program" in said
     assert "stores to element" in said
-    assert "and so does program" in said
+    assert "writes, too" in said
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -248,7 +251,8 @@ def test_a_store_beside_atomics_is_a_race(seed):
     """Zeroing in one program and adding in the others needs two launches."""
     with interpreter.order(seed):
         said = found(lambda: K.zeroed_by_one[(4,)](X, torch.empty(1), 1000, 256))
-    assert "element 0 of `OUT`, and so does program" in said
+    assert "element 0 of `OUT`, which program" in said
+    assert "writes, too" in said
 
 
 def test_a_load_beside_atomics_is_a_race():
@@ -299,6 +303,14 @@ def test_a_dot_that_no_compiler_takes_is_reported(dtype, k, refused, edge):
     else:
         K.dot[(1,)](x, y, out, edge, edge, k, "tf32")
     assert (out == k).all()
+
+
+@pytest.mark.parametrize("dtype", [tl.int8, tl.float16, tl.bfloat16, tl.float32, tl.float64])
+def test_the_compiler_takes_no_less_than_the_table_says(dtype):
+    """And, as the table says, any M and N."""
+    least = min_dot_size(GPUTarget("cuda", 90, 32))(dtype, dtype)
+    assert least[:2] == (1, 1)
+    assert least[2] >= sanitizer.LEAST_K[dtype.primitive_bitwidth]
 
 
 # how they are kept

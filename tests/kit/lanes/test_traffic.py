@@ -185,6 +185,16 @@ def test_packed_weights_are_half_a_byte_each():
     assert record.flops == 0, "no tensor core multiplies anything"
 
 
+def test_a_pointer_of_another_type_moves_bytes_of_its_own():
+    """Sixteen words are 64 bytes, of which four belong together."""
+    x, out = torch.arange(65, dtype=torch.int8), torch.empty(65, dtype=torch.int8)
+    record = traffic(lambda: K.copy_words[(1,)](x, out, 16))
+    assert bytes_of(record) == distinct_of(record) == {"X": (64, 0), "OUT": (0, 64)}
+    assert torch.equal(x[:64], out[:64])
+    assert record.has_read(x[:64])
+    assert not record.has_read(x)
+
+
 def test_atomics_count_as_stores():
     """Every lane asks; of one instruction, a sector counts once."""
     x, counts = torch.arange(1000) % 8, torch.zeros(8, dtype=torch.int32)

@@ -195,6 +195,12 @@ def flops(sizes: Sizes, causal: bool, products: int) -> int:
     return 2 * products * b * h * pairs * d
 
 
+def moved(sizes: Sizes, queries: int, keys: int) -> int:
+    """Bytes of so many tensors of the queries' shape and of the keys', and of lse, each once."""
+    b, h, hkv, nq, nk, d = sizes
+    return 2 * b * d * (queries * h * nq + keys * hkv * nk) + 4 * b * h * nq
+
+
 SMALL: dict[str, tuple[Sizes, dict[str, Any]]] = {
     "ragged": ((2, 4, 2, 1000, 777, 128), {}),
     "ragged, D = 64": ((2, 6, 3, 65, 1025, 64), {}),
@@ -219,6 +225,7 @@ def forward_contest(name: str, sizes: Sizes, causal: bool) -> Contest:
         peers={"sdpa flash": flash_fwd, "sdpa cudnn": cudnn_fwd, "flex_attention": flex_fwd},
         families={what: forward(size, **options) for what, (size, options) in families.items()},
         kwargs={"causal": causal},
+        bytes=moved(sizes, 2, 2),
         flops=flops(sizes, causal, 2),
         roof="matmul",
     )
@@ -236,6 +243,7 @@ def backward_contest(name: str, sizes: Sizes, causal: bool) -> Contest:
             what: backward(size, causal, **options) for what, (size, options) in SMALL.items()
         },
         kwargs={"causal": causal},
+        bytes=moved(sizes, 4, 4),
         flops=flops(sizes, causal, 5),
         roof="matmul",
         torch_may=("zeros", "zeros_like", "new_zeros", "zero_"),  # where dq is added up

@@ -106,6 +106,7 @@ CONTESTS = [
         eager=forward_eager,
         families={name: partial(forward_inputs, **sizes) for name, sizes in FAMILIES.items()},
         bytes=TOKENS * ((VOCABULARY + 1) * 2 + 16),
+        flops=4 * TOKENS * VOCABULARY,  # compare, subtract, exp, add
     ),
     Contest(
         name="backward",
@@ -115,5 +116,6 @@ CONTESTS = [
         eager=backward_eager,
         families={name: partial(backward_inputs, **sizes) for name, sizes in FAMILIES.items()},
         bytes=TOKENS * (2 * VOCABULARY * 2 + 16),
+        flops=4 * TOKENS * VOCABULARY,  # subtract, exp, subtract, multiply
     ),
 ]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from paperlings.lanes.compiled import assert_compiles, tensor
-from paperlings.lanes.traffic import traffic
+from paperlings.lanes.traffic import recorded, traffic
 from paperlings.testing import (
     assert_as_exact_as_torch,
     assert_at_most,
@@ -29,6 +29,7 @@ B, C = -1.75, 0.625  # coefficients that are nobody's default
 SHAPES = ((3, 1, 1), (1, 1, 70), (2, 17, 33), (1, 63, 65), (2, 64, 64), (1, 65, 129), (1, 300, 40))
 EXACT = "Are sums kept in float32, over every element of both factors, and rounded once?"
 MEMORY = "What does a step need besides A, P and the new X?"
+NEAR = "With how many others is an element multiplied while it is near?"
 
 
 def numbers(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
@@ -135,10 +136,10 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
 
 # every value differs from its neighbours
 EXAMPLES = {
-    "xxt": KernelExample(args=(numbers(2, 20, 33),)),
-    "polynomial": KernelExample(args=(symmetric(2, 20),), kwargs={"b": B, "c": C}),
+    "xxt": KernelExample(args=(numbers(1, 20, 33),)),
+    "polynomial": KernelExample(args=(symmetric(1, 20),), kwargs={"b": B, "c": C}),
     "combine": KernelExample(
-        args=(numbers(2, 20, 33), numbers(2, 20, 20, seed=1)), kwargs={"a": 2.5}
+        args=(numbers(1, 20, 33), numbers(1, 20, 20, seed=1)), kwargs={"a": 2.5}
     ),
     "newton_schulz": KernelExample(
         args=(numbers(20, 33),), kwargs={"steps": 1}, torch_may=("linalg_vector_norm",)
@@ -184,26 +185,21 @@ def test_xxt_reaches_beyond_two_billion_elements(impl, reference, axis):
 
 def test_xxt_computes_half_of_a_symmetric_matrix(impl):
     """Of 2 m^2 n operations at most 3/4 are done: tiles below the diagonal are copied."""
-    x = numbers(1, 512, 128)
+    x = numbers(1, 256, 128)
     record = traffic(lambda: impl.xxt(x))
     question = "Which tiles are known before they are computed?"
-    assert_at_most(record.flops, 0.75 * 2 * 512 * 512 * 128, question, "the operations")
-    assert_at_most(len(record.launches), 1, "What is left for a second launch?", "launches")
+    assert_at_most(record.flops, 0.75 * 2 * 256 * 256 * 128, question, "the number of operations")
     assert record.dot_dtypes == {"bf16"}, f"tensor cores take bf16, not {record.dot_dtypes}"
 
 
 def test_xxt_stores_once_and_loads_large_tiles(impl):
-    """Every number of A is stored once, and X loaded at most as by tiles of 64 x 64."""
-    x = numbers(1, 512, 128)
+    """One launch stores every number of A once, and loads X at most as tiles of 64 x 64 do."""
+    x = numbers(1, 256, 128)
     record = traffic(lambda: impl.xxt(x))
-    tiles = 8 * 9 // 2
-    assert_at_most(record.stored, 1.05 * 2 * 512 * 512, "What is stored twice?", "bytes stored")
-    assert_at_most(
-        record.loaded,
-        1.05 * tiles * 2 * 64 * 128 * 2,
-        "How often is each element of X used while it is near?",
-        "bytes loaded",
-    )
+    assert_at_most(len(record.launches), 1, "Is A whole after one?", "the number of launches")
+    question = "Which numbers are stored twice, or are not asked for?"
+    assert_at_most(record.stored, 1.05 * 256 * 256 * 2, question, "the number of bytes stored")
+    assert_at_most(record.loaded, 1.05 * 10 * 2 * 64 * 128 * 2, NEAR, "the number of bytes loaded")
 
 
 @pytest.mark.parametrize(
@@ -224,7 +220,7 @@ def test_xxt_refuses_what_it_cannot_multiply(impl, x, named):
 # ---- 2 polynomial
 
 
-@pytest.mark.parametrize("m", [1, 17, 64, 65, 130, 300])
+@pytest.mark.parametrize("m", [1, 17, 64, 65, 260])
 def test_polynomial_acts_on_eigenvalues(impl, reference, m):
     """P has the eigenvectors of A, and the eigenvalue b w + c w^2 for each w, whatever its size."""
     A = symmetric(2, m)
@@ -289,20 +285,16 @@ def test_polynomial_reaches_beyond_two_billion_elements(impl, reference, axis):
 
 def test_polynomial_computes_half_of_a_symmetric_matrix(impl):
     """Of 2 m^3 operations at most 3/4 are done, in one launch that leaves no A A behind."""
-    A = symmetric(1, 512)
+    A = symmetric(1, 256)
     record = traffic(lambda: impl.polynomial(A, b=B, c=C))
     question = "Which tiles are known before they are computed?"
-    assert_at_most(record.flops, 0.75 * 2 * 512**3, question, "the operations")
-    assert_at_most(len(record.launches), 1, "What is left for a second launch?", "launches")
+    assert_at_most(record.flops, 0.75 * 2 * 256**3, question, "the number of operations")
     assert record.dot_dtypes == {"bf16"}, f"tensor cores take bf16, not {record.dot_dtypes}"
-    tiles = 8 * 9 // 2
-    assert_at_most(record.stored, 1.05 * 2 * 512 * 512, "What is stored twice?", "bytes stored")
-    assert_at_most(
-        record.loaded,
-        1.05 * tiles * (2 * 64 * 512 + 64 * 64) * 2,
-        "How often is each element of A used while it is near?",
-        "bytes loaded",
-    )
+    question = "Is b A added where the product still is?"
+    assert_at_most(len(record.launches), 1, question, "the number of launches")
+    assert_at_most(record.stored, 1.05 * 256 * 256 * 2, question, "the number of bytes stored")
+    tiles = 10 * (2 * 64 * 256 + 64 * 64)
+    assert_at_most(record.loaded, 1.05 * tiles * 2, NEAR, "the number of bytes loaded")
 
 
 @pytest.mark.parametrize(
@@ -382,19 +374,15 @@ def test_combine_reaches_beyond_two_billion_elements(impl, reference, axis):
 
 def test_combine_is_one_product(impl):
     """One launch of 2 m^2 n operations, from tiles of 64 x 64 at least; P X is not stored."""
-    X, P = numbers(1, 256, 512), numbers(1, 256, 256, seed=1)
+    X, P = numbers(1, 128, 256), numbers(1, 128, 128, seed=1)
     record = traffic(lambda: impl.combine(X, P, a=2.5))
     question = "Is a X added where the product still is?"
-    assert_at_most(record.flops, 2 * 256 * 256 * 512, question, "the operations")
-    assert_at_most(len(record.launches), 1, question, "launches")
+    assert_at_most(record.flops, 2 * 128 * 128 * 256, question, "the number of operations")
     assert record.dot_dtypes == {"bf16"}, f"tensor cores take bf16, not {record.dot_dtypes}"
-    assert_at_most(record.stored, 1.05 * 2 * 256 * 512, question, "bytes stored")
-    assert_at_most(
-        record.loaded,
-        1.05 * 4 * 8 * (2 * 64 * 256 + 64 * 64) * 2,
-        "How often is each element used while it is near?",
-        "bytes loaded",
-    )
+    assert_at_most(len(record.launches), 1, question, "the number of launches")
+    assert_at_most(record.stored, 1.05 * 128 * 256 * 2, question, "the number of bytes stored")
+    tiles = 2 * 4 * (2 * 64 * 128 + 64 * 64)
+    assert_at_most(record.loaded, 1.05 * tiles * 2, NEAR, "the number of bytes loaded")
 
 
 @pytest.mark.parametrize(
@@ -472,7 +460,7 @@ def test_singular_values_come_near_one(impl, reference):
     """Of a matrix whose singular values are no less than 0.0052 of its norm, they end in
     [0.63, 1.26] after five steps.
     """
-    for m, n, cond in ((24, 24, 30.0), (20, 50, 40.0), (50, 20, 40.0)):
+    for m, n, cond in ((24, 24, 30.0), (50, 20, 40.0)):
         values = reference.singular_values(impl.newton_schulz(conditioned(m, n, cond)))
         question = "Do all three coefficients stand where they belong, in every step?"
         assert_at_most(float(values.max()), 1.26, question, "the largest singular value")
@@ -526,7 +514,7 @@ def test_a_vanishing_gradient_stays_small(impl, reference, scale):
 
 def test_every_matrix_is_alone(impl, reference):
     """Matrices of a batch are orthogonalised each by its own norm, whatever axes lead."""
-    G = wide_numbers(2, 3, 15, 21) * 10.0 ** torch.arange(-4, 8, 2).view(2, 3, 1, 1)
+    G = wide_numbers(2, 2, 15, 21) * 10.0 ** torch.arange(-4, 8, 3).view(2, 2, 1, 1)
     question = "Over which axes is the norm taken?"
     check_newton_schulz(impl, reference, G, question, 1)
     check_newton_schulz(impl, reference, G.mT[:, 1:], question, 1)
@@ -568,9 +556,9 @@ def test_a_step_is_three_launches_and_three_tensors(impl):
     G = numbers(1, 40, 50)
     launches, made = {}, {}
     for steps in (1, 2):
-        record = traffic(lambda n=steps: impl.newton_schulz(G, steps=n))
+        with recorded() as record:
+            made[steps] = measure(lambda n=steps: impl.newton_schulz(G, steps=n))
         launches[steps] = len(record.launches)
-        made[steps] = measure(lambda n=steps: impl.newton_schulz(G, steps=n))
     assert_at_most(launches[2] - launches[1], 3, MEMORY, "the number of launches of a step")
     assert_at_most(
         made[2].made - made[1].made,
@@ -614,34 +602,29 @@ def test_newton_schulz_refuses_what_it_cannot_iterate(impl, G, steps, named):
 @pytest.mark.compiled
 def test_xxt_compiles(impl):
     """For three generations of GPUs: tensor cores of its own, no spills, 16 bytes a load."""
-    assert impl.xxt
-    assert_compiles(impl, "xxt", tensor("bfloat16", 1, 4096, 4096))
+    assert_compiles(impl, impl.xxt, tensor("bfloat16", 1, 4096, 4096))
 
 
 @pytest.mark.compiled
 def test_polynomial_compiles(impl):
     """For three generations of GPUs: tensor cores of its own, no spills, 16 bytes a load."""
-    assert impl.polynomial
-    assert_compiles(impl, "polynomial", tensor("bfloat16", 1, 4096, 4096), b=B, c=C)
+    assert_compiles(impl, impl.polynomial, tensor("bfloat16", 1, 4096, 4096), b=B, c=C)
 
 
 @pytest.mark.compiled
 def test_combine_compiles(impl):
     """For three generations of GPUs: tensor cores of its own, no spills, 16 bytes a load."""
-    assert impl.combine
     X, P = tensor("bfloat16", 1, 4096, 11008), tensor("bfloat16", 1, 4096, 4096)
-    assert_compiles(impl, "combine", X, P, a=2.5)
+    assert_compiles(impl, impl.combine, X, P, a=2.5)
 
 
 @pytest.mark.compiled
 def test_newton_schulz_compiles(impl):
     """For three generations of GPUs: no more than a normalisation and three products."""
-    assert impl.newton_schulz
-    assert_compiles(impl, "newton_schulz", tensor("bfloat16", 4096, 4096))
+    assert_compiles(impl, impl.newton_schulz, tensor("bfloat16", 4096, 4096))
 
 
 @pytest.mark.gate
 def test_newton_schulz_beats_a_loop_of_products(impl, gate):
     """Symmetry makes the iteration faster than torch.compile's products."""
-    assert impl.newton_schulz
     gate(impl)
