@@ -92,7 +92,7 @@ class Launch:
         raise KeyError(name)
 
 
-@dataclass
+@dataclass(eq=False)  # of two that hold the same, each is itself
 class Record:
     """The launches of a call, in order, and the operators of torch it ran beside them."""
 

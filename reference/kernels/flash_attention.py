@@ -78,11 +78,16 @@ def flops(
 
 
 def traffic(
-    heads: int, hkv: int, nq: int, nk: int, d: int, *, causal: bool, m: int, n: int
+    heads: int, hkv: int, nq: int, nk: int, d: int, *, causal: bool, own: int, other: int
 ) -> dict[str, int]:
-    """Bytes that cross, forward and backward: heads of queries and of keys, of all batches."""
-    c, row, key, number = blocks(nq, nk, m, n, causal), 2 * nq * d, 2 * nk * d, 4 * nq
-    keys_again, queries_again = c * n * 2 * 2 * d, c * m * (2 * 2 * d + 2 * 4)
+    """Bytes that cross, forward and backward, where a program owns a block of `own` queries, or
+    keys, and loops over blocks of `other` keys, or queries.
+
+    heads, hkv: heads of queries and of keys, of all batch elements together.
+    """
+    row, key, number = 2 * nq * d, 2 * nk * d, 4 * nq
+    keys_again = blocks(nq, nk, own, other, causal) * other * 2 * 2 * d
+    queries_again = blocks(nq, nk, other, own, causal) * other * (2 * 2 * d + 2 * 4)
     forward = 2 * row + number + keys_again  # q, o; lse; k, v
     delta = 2 * row + number  # do, o; delta
     dkdv = heads * queries_again + hkv * 4 * key  # q, do, lse, delta; k, v, dk, dv

@@ -310,6 +310,11 @@ def test_of_two_records_one_in_the_other_both_count():
     assert [launch.kernel for launch in outer.launches] == ["add", "double_in_place", "add"]
     assert [launch.kernel for launch in inner.launches] == ["double_in_place"]
     assert outer.torch_ops == inner.torch_ops == {"aten.neg": 1}
+    with recorded() as outer:
+        with recorded() as inner:
+            K.add[(1,)](x, x, out, 100, 128)
+        K.add[(1,)](x, x, out, 100, 128)
+    assert (len(outer.launches), len(inner.launches)) == (2, 1), "though they held the same"
 
 
 def test_a_launch_with_a_finding_is_recorded():
