@@ -23,8 +23,12 @@ def reached(source: str, lines: range) -> tuple[str, ...]:
     return tuple(group for group in _groups(source) if group in inside)
 
 
-def between(before: str, after: str, tasks: tuple[str, ...]) -> tuple[str, ...] | None:
-    """Which of the tasks an edit of a learner's file can have changed, in order.
+Tasks = tuple[str, ...]
+
+
+def between(before: str, after: str, tasks: Tasks) -> tuple[Tasks, Tasks] | None:
+    """Which of the tasks an edit of a learner's file has changed, and which it can have changed
+    because they use what was changed, in order.
 
     None where that cannot be told: something outside functions and classes changed, or a text
     does not parse. Comments, docstrings and where things stand change nothing.
@@ -36,10 +40,11 @@ def between(before: str, after: str, tasks: tuple[str, ...]) -> tuple[str, ...] 
     reached = {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
     if "" in reached:
         return None
+    edited = tuple(task for task in tasks if task in reached)
     uses = [_uses(text) for text in (before, after)]
     while more := {n for use in uses for n, used in use.items() if used & reached} - reached:
         reached |= more
-    return tuple(task for task in tasks if task in reached)
+    return edited, tuple(task for task in tasks if task in reached and task not in edited)
 
 
 def definitions(source: str, lines: range) -> set[str]:

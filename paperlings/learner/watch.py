@@ -1,8 +1,8 @@
 """Judging a paper again whenever it is saved.
 
-A save is judged in three steps, and shown after each: the tests that the edit can reach; where one
-fails, what it behaves like; then all the others, with the claim where all of them pass.
-A save that comes meanwhile cancels what is going on.
+A save is judged in steps, and shown after each: the tasks that were edited; where one fails, what
+it behaves like; then everything, with the claim where all the rest passes. What uses the edited
+tasks is not shown until then. A save that comes meanwhile cancels what is going on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from paperlings.learner import listing, terminal
 from paperlings.learner.warm import Warm
 from paperlings.verdict import FAILED, PASSED, TODO, Finding, PaperVerdict
 
-REACHED, NAMED, REST = "the tests that the edit reaches", "likely mistakes", "the rest"
+EDITED, NAMED, REST = "what was edited", "likely mistakes", "the rest"
 MENU = "n:next  h:hint  l:list  c:check all  x:reset  q:quit"
 INTERRUPTED = 130  # the exit status where somebody ended it
 
@@ -67,7 +67,8 @@ class Watcher:
         self.known = ""  # the text that `findings` are about
         self.findings: dict[str, list[Finding]] = {}
         self.asked: tuple[int, str, tuple[str, ...]] | None = None  # number, step, tasks
-        self.whole = False  # whether every test has seen that text
+        self.pending: tuple[str, ...] = ()  # tasks of which no test has seen that text
+        self.whole = False  # whether every test has
         self.seconds = 0.0
         self.message: list[str] = []
         self.waits_for = ""  # a key that must be pressed twice, and was pressed once
@@ -121,16 +122,16 @@ class Watcher:
         if text == self.text:
             return
         self.text, self.message = text, []
-        if not self.findings:
-            self._ask(REACHED)
-            return
-        reached = reach.between(self.known, text, stubs.groups(self.key))
-        if reached is None:
-            self._ask(REACHED)
+        changed = None
+        if self.findings:
+            changed = reach.between(self.known, text, stubs.groups(self.key))
+        edited, self.pending = changed or ((), ())
+        if changed is None or (self.pending and not edited):
+            self._ask(EDITED, self.pending)
+        elif edited:
+            self._ask(EDITED, edited)
         else:
-            # what failed is judged again, if only because its line has another number now
-            again = [task for task in stubs.groups(self.key) if task in (*reached, *self.failed())]
-            self._ask(REACHED, tuple(again)) if again else self._ask(REST)
+            self._ask(REST)
 
     def _ask(self, step: str, tasks: tuple[str, ...] = ()) -> None:
         """Have the tests of some tasks run, or all."""
@@ -160,10 +161,10 @@ class Watcher:
             self.message = [f"{self.key} cannot be judged; this is the kit's fault:", run.trouble]
             return
         self._take(run, step, tasks)
-        self.whole = not tasks if step == REACHED else self.whole or step == REST
-        if step == REACHED and self.failed():
+        self.whole = not tasks if step == EDITED else self.whole or step == REST
+        if step == EDITED and self.failed():
             self._ask(NAMED, self.failed())
-        elif step != REST and (not self.whole or self._finished()):
+        elif not self.whole or (self._finished() and not self._claimed()):
             self._ask(REST)
         else:
             for note in progress.record([self.verdict()], {self.key: _hash(self.known)}):
@@ -177,14 +178,15 @@ class Watcher:
             self.findings = {}
         for name in [n for n in self.findings if n in tests]:
             # the claim of an older text says nothing
-            if tests[name].claim or set(tests[name].tasks) & set(tasks):
+            if tests[name].claim or set(tests[name].tasks) & {*tasks, *self.pending}:
                 del self.findings[name]
         for finding in run.findings:
             if step == REST and finding.status == FAILED:
                 finding.behaves_like = finding.behaves_like or like.get(finding.test, [])
             self.findings.setdefault(finding.test, []).append(finding)
-        if step == REACHED:
+        if step == EDITED:
             self.seconds = run.seconds
+        self.pending = tuple(task for task in self.pending if tasks and task not in tasks)
         self.known = self.text or ""
 
     def verdict(self) -> PaperVerdict:
@@ -194,10 +196,15 @@ class Watcher:
             if test.claim and test.name not in self.findings:
                 what = "it waits until all other tests pass"
                 found.append(Finding(self.key, test.name, TODO, what=what))
-        return verdicts.of_paper(self.key, found)
+        return verdicts.of_paper(self.key, found, partial=bool(self.pending))
 
     def _finished(self) -> bool:
-        return {task.status for task in self.verdict().tasks} == {PASSED}
+        passed = {task.status for task in self.verdict().tasks} == {PASSED}
+        return passed and not self.pending
+
+    def _claimed(self) -> bool:
+        claims = [test.name for test in expected.of(self.key).values() if test.claim]
+        return all(name in self.findings for name in claims)
 
     def failed(self) -> tuple[str, ...]:
         """The tasks that fail, as far as is known."""
@@ -281,7 +288,7 @@ class Watcher:
         """Put what is known on the screen, or print it where there is none."""
         if not self.interactive:
             lines = [*self._judged(), *self.message]
-            if lines and lines != self.shown and not (self.asked and self.asked[1] == REACHED):
+            if lines and lines != self.shown and not (self.asked and self.asked[1] == EDITED):
                 print("\n".join([*lines, ""]), flush=True)
                 self.shown = lines
             return

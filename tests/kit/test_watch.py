@@ -293,15 +293,15 @@ class Third:
 @pytest.mark.parametrize(
     ("before", "after", "tasks"),
     [
-        ("x + 1", "x + 2", ("first",)),
-        ("return x\n", "return -x\n", ("second", "Third")),
-        ("second(2)", "second(3)", ("Third",)),
-        ("Helps.", "Does nothing.", ()),
-        ("    return x\n", "\n    # why\n    return x\n", ()),
+        ("x + 1", "x + 2", ((), ("first",))),
+        ("return x\n", "return -x\n", (("second",), ("Third",))),
+        ("second(2)", "second(3)", (("Third",), ())),
+        ("Helps.", "Does nothing.", ((), ())),
+        ("    return x\n", "\n    # why\n    return x\n", ((), ())),
         ("SIZE = 3", "SIZE = 4", None),
         ("import math", "import cmath", None),
         ("def second(x)", "def second(x:", None),
-        ("def helper(x)", "def helped(x)", ("first",)),
+        ("def helper(x)", "def helped(x)", ((), ("first",))),
     ],
 )
 def test_an_edit_reaches_what_uses_it(before, after, tasks) -> None:

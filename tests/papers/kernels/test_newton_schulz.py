@@ -489,9 +489,15 @@ def test_the_norm_is_as_exact_as_float32(impl, reference):
     """G is divided as it is by its norm as it is, and only then rounded: where either lies between
     two numbers of bfloat16, the answer has no common factor.
     """
-    between = 1.0 + 2.0**-8
-    plain = wide_numbers(40, 50)
-    for G in (plain * between / plain.norm(), between * wide_numbers(16, 64).sign()):
+    between, little = 1.0 + 2.0**-8, 2.0**-12
+    plain, signs = wide_numbers(40, 50), wide_numbers(16, 64).sign()
+    # a norm that would be rounded, and entries that would be rounded up, and down
+    gradients = (
+        plain * between / plain.norm(),
+        (between + little) * signs,
+        (between - little) * signs,
+    )
+    for G in gradients:
         truth = torch.from_numpy(reference.newton_schulz(G, steps=1)).float()
         out = impl.newton_schulz(G, steps=1).float()
         assert_close(

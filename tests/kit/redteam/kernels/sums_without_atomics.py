@@ -1,7 +1,7 @@
 """Two programs a row add to one sum, by load and store.
 
 Rejected by: test_kernels_do_all_the_work[token_log_probs_fwd]
-Says: of `LSE`, and so does program
+Says: of `LSE`, which program
 """
 
 import torch
