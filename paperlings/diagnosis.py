@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from paperlings import layout, loading, reach, teacher
+from paperlings import lanes, layout, loading, reach, teacher
 from paperlings.limits import TimeLimit, time_limit
 
 SECONDS = 2.0  # of CPU time: a failing test is diagnosed for no longer
@@ -50,6 +50,8 @@ def mistakes(key: str) -> list[tuple[teacher.Edit, ModuleType, tuple[str, ...]]]
         known, text = teacher.load(key), teacher.source(key)
     except (teacher.KnowledgeError, OSError):
         return []
+    if layout.is_kernel(key):
+        lanes.switch_on_interpreter()
     found = []
     for i, edit in enumerate(known.mistakes):
         path = layout.source(layout.SOLUTIONS, key)

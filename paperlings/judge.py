@@ -9,8 +9,6 @@ import functools
 import importlib
 import inspect
 import json
-import os
-import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -91,8 +89,8 @@ class Judge:
         key = layout.tested_by(module_path)
         if key is None:
             return None
-        if layout.is_kernel(key) and "triton" not in sys.modules:
-            os.environ["TRITON_INTERPRET"] = "1"  # triton asks when it is imported, and never again
+        if layout.is_kernel(key):
+            lanes.switch_on_interpreter()
         module: pytest.Module = PaperModule.from_parent(parent, path=module_path)
         return module
 

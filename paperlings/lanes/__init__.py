@@ -16,6 +16,12 @@ KNOWN = ("3.6", "3.7", "3.8", "3.9")  # versions of triton whose interpreter and
 INTERPRETER, COMPILED, GATE = LANES = ("interpreter", "compiled", "gate")
 
 
+def switch_on_interpreter() -> None:
+    """Have triton interpret kernels in this process; it asks when it is imported, never again."""
+    if "triton" not in sys.modules:
+        os.environ["TRITON_INTERPRET"] = "1"
+
+
 def why_not_interpreter() -> str:
     """Why this process cannot interpret kernels; "" where it can."""
     if reason := _why_no_triton():

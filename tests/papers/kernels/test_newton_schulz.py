@@ -220,7 +220,7 @@ def test_xxt_refuses_what_it_cannot_multiply(impl, x, named):
 # ---- 2 polynomial
 
 
-@pytest.mark.parametrize("m", [1, 17, 64, 65, 260])
+@pytest.mark.parametrize("m", [1, 17, 64, 65, 150])
 def test_polynomial_acts_on_eigenvalues(impl, reference, m):
     """P has the eigenvectors of A, and the eigenvalue b w + c w^2 for each w, whatever its size."""
     A = symmetric(2, m)
@@ -302,6 +302,7 @@ def test_polynomial_computes_half_of_a_symmetric_matrix(impl):
     [
         (torch.zeros(4, 4).bfloat16(), ((4, 4),)),
         (torch.zeros(2, 3, 4).bfloat16(), ((2, 3, 4),)),
+        (torch.zeros(2, 4, 3).bfloat16(), ((2, 4, 3),)),
         (torch.zeros(2, 3, 3).half(), ("float16",)),
     ],
 )
@@ -338,11 +339,10 @@ def test_combine_is_exact_before_it_is_rounded(impl, reference, a):
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["tiny", "huge", "rows apart", "last"])
 def test_combine_takes_any_range(impl, reference, family):
     """Tiny, huge and uneven matrices come out as exact as torch's."""
-    X, P = FAMILIES[family]().bfloat16()[:, :, :90], numbers(1, 20, 20, seed=1)
-    P = P.expand(X.shape[0], 20, 20)
+    X, P = FAMILIES[family]().bfloat16(), numbers(2, 20, 20, seed=1)
     assert_as_exact_as_torch(
         impl.combine(X, P, a=0.5), reference.combine(X, P, a=0.5), eager_combine(X, P, 0.5), EXACT
     )
@@ -412,7 +412,9 @@ def test_combine_refuses_other_dtypes(impl):
 # ---- 4 newton_schulz
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (17, 33), (33, 17), (66, 66)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (1, 9), (9, 1), (17, 33), (33, 17), (66, 66), (300, 20)], ids=str
+)
 def test_newton_schulz_acts_on_singular_values(impl, reference, shape):
     """Singular vectors stay, and each singular value goes through the quintic."""
     check_newton_schulz(
@@ -449,11 +451,11 @@ def test_five_steps_unless_told_otherwise(impl, reference):
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["tiny", "huge", "constant", "rows apart"])
 def test_newton_schulz_takes_any_range(impl, reference, family):
     """Tiny, huge and uneven gradients come out as exact as torch's."""
     question = "What is divided by the norm, and in which dtype?"
-    check_newton_schulz(impl, reference, FAMILIES[family]()[:1, :, :90], question)
+    check_newton_schulz(impl, reference, FAMILIES[family]()[0], question)
 
 
 def test_singular_values_come_near_one(impl, reference):
