@@ -49,6 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     grade.add_argument(
         "--json", action="store_true", help="print reports/grade.json instead of the table"
     )
+    grade.add_argument(
+        "--sealed", action="store_true", help="run the code in a locked process of its own"
+    )
     grade.set_defaults(run=_grade)
 
     mistakes = verbs.add_parser(
@@ -131,6 +134,7 @@ def _grade(options: argparse.Namespace) -> int:
         claims=not options.no_claims,
         fail_under=options.fail_under,
         as_json=options.json,
+        sealed=options.sealed,
     )
 
 

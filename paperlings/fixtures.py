@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from paperlings import lanes, layout, loading
-from paperlings.judge import STATUS, judge_of
+from paperlings.judge import STATUS, Judge, judge_of
 from paperlings.outcomes import KitFault, unverified
 from paperlings.spare import spare_the_compiler
 from paperlings.verdict import FAILED, PASSED
@@ -29,6 +29,9 @@ def impl(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
     gc.freeze()  # what has been imported stays; looking through it again costs half a second
     judge = judge_of(request.config)
     key = _key(request)
+    if request.config.getoption("--sealed") and not layout.is_kernel(key):
+        yield from _sealed(judge, key)
+        return
     path = layout.source(judge.root, key)
     with _interpreted(path) if layout.is_kernel(key) else contextlib.nullcontext() as watch:
         judge.write({"importing": key})
@@ -39,6 +42,21 @@ def impl(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
         if watch:
             watch.changed()  # what the import has replaced of the judge is put back at once
         yield module
+
+
+def _sealed(judge: Judge, key: str) -> Iterator[ModuleType]:
+    """The module under test in a process of its own, in which there is nothing to find."""
+    from paperlings.sealed import nursery
+
+    judge.write({"importing": key})
+    try:
+        module = nursery.load(judge.root, key)
+    finally:
+        judge.write({"imported": key})
+    try:
+        yield module
+    finally:
+        module.close()
 
 
 @contextlib.contextmanager

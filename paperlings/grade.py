@@ -34,6 +34,7 @@ def grade(
     claims: bool = True,
     fail_under: float = 0.0,
     as_json: bool = False,
+    sealed: bool = False,
 ) -> int:
     """Grade the papers that `names` mean (all without) under `root`; returns the exit status.
 
@@ -42,11 +43,12 @@ def grade(
     papers = catalogue.load()
     todo = papers.select_written(names)
     begun = time.monotonic()
+    isolation = _seal() if sealed else ""
     runner.warm()
-    jobs = [runner.Job(paper.key, root, reports, claims) for paper in todo]
+    jobs = [runner.Job(paper.key, root, reports, claims, sealed=sealed) for paper in todo]
     hashes = {paper.key: progress.content_hash(paper.key) for paper in todo}
     runs = _run(jobs, quiet=as_json)
-    result = summary(runs, papers, root, reports, time.monotonic() - begun)
+    result = summary(runs, papers, root, reports, time.monotonic() - begun, isolation)
     save(result, reports)
     judged = [run.verdict() for run in runs if not run.trouble]
     for note in progress.record(judged, hashes):
@@ -58,6 +60,13 @@ def grade(
     if any(run.trouble for run in runs):
         return BROKEN
     return BELOW if result["totals"]["percent"] < fail_under else GRADED
+
+
+def _seal() -> str:
+    """Start the process from which candidates come; the level of its sandbox."""
+    from paperlings.sealed import nursery
+
+    return nursery.shared().level
 
 
 def _run(jobs: list[runner.Job], quiet: bool) -> list[runner.Run]:
@@ -78,7 +87,12 @@ def _run(jobs: list[runner.Job], quiet: bool) -> list[runner.Run]:
 
 
 def summary(
-    runs: list[runner.Run], papers: catalogue.Catalogue, root: Path, reports: Path, seconds: float
+    runs: list[runner.Run],
+    papers: catalogue.Catalogue,
+    root: Path,
+    reports: Path,
+    seconds: float,
+    isolation: str = "",
 ) -> dict[str, Any]:
     """Everything that was found out, as plain data; grade.schema.json describes it."""
     rows = [_row(run, papers[run.job.key], reports) for run in runs]
@@ -89,6 +103,7 @@ def summary(
         "schema": 1,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "impl": layout.shown(root),
+        "sandbox": isolation or None,
         "machine": _machine(),
         "seconds": round(seconds, 2),
         "totals": {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import linecache
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -40,8 +41,13 @@ def load(path: Path, name: str, source: str | None = None) -> ModuleType:
     return module
 
 
-def load_candidate(root: Path, key: str) -> ModuleType:
-    """The module of paper `key` under `root`. Raises Unloadable, whatever the file does."""
+def load_candidate(
+    root: Path, key: str, load: Callable[[Path, str], ModuleType] = load
+) -> ModuleType:
+    """The module of paper `key` under `root`. Raises Unloadable, whatever the file does.
+
+    load: who executes the file, raising what it raises.
+    """
     path = layout.source(root, key)
     shown = layout.shown(path)
     if not path.is_file():
@@ -49,6 +55,8 @@ def load_candidate(root: Path, key: str) -> ModuleType:
         raise Unloadable(f"{shown} is missing{mend}")
     try:
         return load(path, "candidate." + key.replace("/", "."))
+    except Unloadable:
+        raise
     except TimeLimit:
         error = Unloadable(f"{shown} does not come to an end while it is imported{_place(path)}")
         error.timed_out = True

@@ -27,6 +27,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--task", default=None, metavar="NAME", help="run all tests of one task, and no others"
     )
     group.addoption(
+        "--sealed", action="store_true", help="run the code under test in a process of its own"
+    )
+    group.addoption(
         "--reports", default=None, metavar="DIR", help="where figures go (default: reports/)"
     )
 
@@ -43,6 +46,10 @@ def pytest_configure(config: pytest.Config) -> None:
     path = layout.folder(root, config.invocation_params.dir) if root else layout.EXERCISES
     if path is None:
         raise pytest.UsageError(f"--impl {root}: no such folder")
+    if config.getoption("--sealed"):
+        from paperlings.sealed import nursery
+
+        nursery.shared()  # seconds, which no test should be charged with
     config.pluginmanager.register(Judge(config, path), NAME)
     config.args = [_test_of(arg, config) for arg in config.args]
     _register_profiles(config)

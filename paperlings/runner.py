@@ -45,6 +45,7 @@ class Job:
     """One paper under one root. claims: its claim is run too. tasks: only their tests are run;
     all tests without. diagnosis: USUAL, NONE, UNTIL_NAMED, or UNTIL_FAILED, which has none either.
     share: (i, n), to run only the i-th of n shares of those tests.
+    sealed: the code under test runs in a process of its own (see paperlings.sealed).
     """
 
     key: str
@@ -55,6 +56,7 @@ class Job:
     diagnosis: str = USUAL
     label: str = ""
     share: tuple[int, int] = (0, 1)
+    sealed: bool = False
 
 
 @dataclass
@@ -309,6 +311,7 @@ def _judge(job: Job, log: str, output: str, session: pytest.Session | None) -> N
     os.chdir(layout.HOME)
     if session is None:
         options = ["--impl", str(job.root), "--reports", str(job.reports)]
+        options += ["--sealed"] if job.sealed else []
         collect([job.key], options, lambda collected: _loop(collected, job, log))
     else:
         _loop(session, job, log)

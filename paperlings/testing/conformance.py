@@ -10,26 +10,19 @@ from __future__ import annotations
 import ast
 import contextlib
 import functools
-import os
-import random
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from paperlings.testing import audit
 from paperlings.testing.close import TOLERANCE, Mismatch, assert_close, unchanged
+from paperlings.testing.effects import ANSWERS, effects
 from paperlings.testing.gradient import gradients
 
-ANSWERS = {"reference", "solutions", "kernels"}
-DEVICES = ("/dev/", "/proc/", "/sys/")
 STEP = 1e-5  # of central differences; their error is about STEP^2 and 1e-16 / STEP
 DIFFERENCES = 1e-6  # so this is the tolerance they allow, relative to the largest gradient
 
@@ -86,7 +79,9 @@ class Example:
 def test_inputs_are_left_alone(impl: Any, task: str, example: Example) -> None:
     """A function writes to none of its inputs."""
     args, before = example.arguments(), example.arguments()
-    example.run(impl, task, args)
+    call = example.ready(impl, task, args)
+    with effects():
+        call()
     for i, (after, original) in enumerate(zip(tree_leaves(args), tree_leaves(before), strict=True)):
         if isinstance(after, Tensor) and not unchanged(after, original):
             question = f"Does an in-place operation change input {i}? Work on a new tensor."
@@ -183,19 +178,12 @@ def test_gradients_are_finite_and_right(impl: Any, task: str, example: Example) 
 def test_global_state_is_left_alone(impl: Any, task: str, example: Example) -> None:
     """Random states, the default dtype and the gradient mode are as they were."""
     call = example.ready(impl, task, example.arguments())
-    # a state that no call before this one has left behind
-    torch.set_default_dtype(torch.float32)
-    torch.set_grad_enabled(True)
-    for draw in (lambda: torch.rand(1), np.random.rand, random.random):
-        draw()
-    before = _global_state()
-    call()
-    after = _global_state()
-    changed = [name for name in before if before[name] != after[name]]
-    if changed:
+    with effects() as found:
+        call()
+    if found.changed:
         raise Mismatch(
             "Chance enters through an argument; is something drawn, seeded or set globally?",
-            f"the call changed {', '.join(changed)}",
+            f"the call changed {', '.join(found.changed)}",
         )
 
 
@@ -208,10 +196,10 @@ def test_nothing_is_looked_up(impl: Any, task: str, example: Example) -> None:
     if imported:
         raise Mismatch(question, f"the file imports {', '.join(imported)}")
     call = example.ready(impl, task, example.arguments())
-    with _watched() as seen:
+    with effects() as found:
         call()
-    if seen:
-        raise Mismatch(question, f"the call {seen[0]}")
+    if found.seen:
+        raise Mismatch(question, f"the call {found.seen[0]}")
 
 
 def _runs(impl: Any, task: str, example: Example) -> None:
@@ -295,18 +283,6 @@ def _slope(value: Callable[[], Tensor], x: Tensor, direction: Tensor) -> Tensor:
     return (sides[0] - sides[1]) / (2 * STEP)
 
 
-def _global_state() -> dict[str, Any]:
-    state: Any = np.random.get_state()
-    return {
-        "torch's random state": torch.random.get_rng_state().numpy().tobytes(),
-        "NumPy's random state": (state[1].tobytes(), state[2]),
-        "Python's random state": random.getstate(),
-        "the default dtype": torch.get_default_dtype(),
-        "the gradient mode": torch.is_grad_enabled(),
-        "deterministic mode": torch.are_deterministic_algorithms_enabled(),
-    }
-
-
 @functools.cache
 def _forbidden_imports(path: str) -> tuple[str, ...]:
     found = []
@@ -318,26 +294,3 @@ def _forbidden_imports(path: str) -> tuple[str, ...]:
             names = [node.module or ""]
         found += [name for name in names if name.split(".")[0] in ANSWERS]
     return tuple(found)
-
-
-@contextlib.contextmanager
-def _watched() -> Iterator[list[str]]:
-    """What is opened and imported in the block that a candidate has no business with."""
-    seen: list[str] = []
-
-    def hear(event: str, args: tuple[Any, ...], frame: FrameType) -> None:
-        if event == "open" and isinstance(args[0], (str, bytes)):
-            path = os.fsdecode(args[0])
-            if not audit.is_library(path) and not path.startswith(DEVICES):
-                seen.append(f"opens {path}")
-        elif event == "import" and str(args[0]).split(".")[0] in ANSWERS:
-            seen.append(f"imports {args[0]}")
-
-    # what an earlier call has imported would be found in silence
-    known = [name for name in sys.modules if name.split(".")[0] in ANSWERS]
-    kept = {name: sys.modules.pop(name) for name in known}
-    try:
-        with audit.listening(hear):
-            yield seen
-    finally:
-        sys.modules.update(kept)

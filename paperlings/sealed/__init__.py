@@ -1,0 +1,1 @@
+"""The sealed judge: tests, oracle and verdict in one process, the submission in another."""
