@@ -58,6 +58,9 @@ def _parser() -> argparse.ArgumentParser:
         "mistakes", help="every known mistake must be caught, every equivalent accepted"
     )
     mistakes.add_argument("names", nargs="*", metavar="paper|track")
+    mistakes.add_argument(
+        "--sealed", action="store_true", help="run each in a locked process of its own"
+    )
     mistakes.set_defaults(run=_mistakes)
 
     mutants = verbs.add_parser(
@@ -82,6 +85,33 @@ def _parser() -> argparse.ArgumentParser:
         "--check", action="store_true", help="write nothing; fail where a stub is out of date"
     )
     generate.set_defaults(run=_stubs)
+
+    cohort = verbs.add_parser("cohort", help="grade many submissions, sealed")
+    cohort.add_argument(
+        "source",
+        type=Path,
+        metavar="SUBMISSIONS",
+        help="a folder of folders, zips or tarballs; one of these; a CSV of submission,path",
+    )
+    _add_common(cohort)
+    cohort.add_argument(
+        "--papers", nargs="+", default=[], metavar="paper|track", help="default: all handed in"
+    )
+    cohort.add_argument("--workers", type=int, default=0, metavar="N", help="units at a time")
+    cohort.add_argument("--engine", choices=("local", "dask"), default="local")
+    cohort.add_argument("--scheduler", default="", metavar="tcp://HOST:PORT", help="of Dask")
+    cohort.add_argument(
+        "--list", action="store_true", help="only print what is left to grade, for `unit`"
+    )
+    cohort.set_defaults(run=_cohort)
+
+    unit = verbs.add_parser("unit", help="grade one submission's answer to one paper, sealed")
+    unit.add_argument("path", type=Path, metavar="SUBMISSION")
+    unit.add_argument("paper")
+    unit.add_argument("--name", default="", help="of the submission, where the file does not say")
+    unit.add_argument("--seed", default="", help="draw the cases of an earlier result again")
+    _add_common(unit)
+    unit.set_defaults(run=_unit)
 
     hint = verbs.add_parser("hint", help="the next of three hints for the first unfinished task")
     hint.add_argument("name", metavar="paper")
@@ -141,7 +171,7 @@ def _grade(options: argparse.Namespace) -> int:
 def _mistakes(options: argparse.Namespace) -> int:
     from paperlings.mistakes import mistakes
 
-    return mistakes(options.names)
+    return mistakes(options.names, options.sealed)
 
 
 def _mutants(options: argparse.Namespace) -> int:
@@ -165,6 +195,46 @@ def _stubs(options: argparse.Namespace) -> int:
         return 1
     print(f"{len(layout.written())} exercises are the stubs of their solutions")
     return 0
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="where results go, and are resumed"
+    )
+    parser.add_argument("--claims", action="store_true", help="run the claims too")
+    parser.add_argument(
+        "--secret", type=Path, metavar="FILE", help="from which cases are drawn (DIR/secret)"
+    )
+
+
+def _cohort(options: argparse.Namespace) -> int:
+    from paperlings.cohort.command import cohort
+
+    return cohort(
+        options.source,
+        options.out,
+        options.papers,
+        claims=options.claims,
+        workers=options.workers,
+        engine=options.engine,
+        scheduler=options.scheduler,
+        secret=options.secret,
+        only_list=options.list,
+    )
+
+
+def _unit(options: argparse.Namespace) -> int:
+    from paperlings.cohort.command import unit
+
+    return unit(
+        options.path,
+        options.name,
+        options.paper,
+        options.out,
+        claims=options.claims,
+        secret=options.secret,
+        seed=options.seed,
+    )
 
 
 def _hint(options: argparse.Namespace) -> int:

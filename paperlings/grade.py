@@ -23,6 +23,8 @@ from paperlings.verdict import FAILED, PASSED, STATUSES, TODO, UNVERIFIED
 
 GRADED, BELOW, USAGE, BROKEN = 0, 1, 2, 3
 ROWS = 24  # more papers than this are shown a line a track, where nothing in the track was begun
+ERROR = "error"  # in JUnit: of what could not be judged, which is no verdict
+JUNIT = {FAILED: "failure", TODO: "skipped", UNVERIFIED: "skipped", ERROR: "error"}
 COLOUR = {PASSED: "green", FAILED: "red", TODO: "yellow", UNVERIFIED: "cyan"}
 
 
@@ -95,16 +97,16 @@ def summary(
     isolation: str = "",
 ) -> dict[str, Any]:
     """Everything that was found out, as plain data; grade.schema.json describes it."""
-    rows = [_row(run, papers[run.job.key], reports) for run in runs]
-    tasks = [task["status"] for row in rows for task in row["tasks"]]
-    claims = [row["claim"] for row in rows if row["claim"] and not row["lanes"]]
+    rows = [row(run, papers[run.job.key], reports) for run in runs]
+    tasks = [task["status"] for mine in rows for task in mine["tasks"]]
+    claims = [mine["claim"] for mine in rows if mine["claim"] and not mine["lanes"]]
     count = {status: tasks.count(status) for status in STATUSES}
     return {
         "schema": 1,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "impl": layout.shown(root),
         "sandbox": isolation or None,
-        "machine": _machine(),
+        "machine": machine(),
         "seconds": round(seconds, 2),
         "totals": {
             "papers": len(rows),
@@ -116,7 +118,8 @@ def summary(
     }
 
 
-def _row(run: runner.Run, paper: catalogue.Paper, reports: Path) -> dict[str, Any]:
+def row(run: runner.Run, paper: catalogue.Paper, reports: Path) -> dict[str, Any]:
+    """What was found out about one paper, as plain data."""
     found = run.verdict()
     figure = reports / "figures" / f"{paper.key}.png"
     tests = {} if run.trouble else expected.of(paper.key)
@@ -137,7 +140,8 @@ def _row(run: runner.Run, paper: catalogue.Paper, reports: Path) -> dict[str, An
     }
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """What the code ran on."""
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
@@ -190,30 +194,44 @@ def junit(result: dict[str, Any]) -> bytes:
     """
     suites = ElementTree.Element("testsuites", name="paperlings", time=str(result["seconds"]))
     for row in result["papers"]:
-        statuses = [test["status"] for test in row["tests"]]
-        suite = ElementTree.SubElement(
-            suites,
-            "testsuite",
-            name=_key(row),
-            tests=str(len(statuses)),
-            failures=str(statuses.count(FAILED)),
-            errors="1" if row["trouble"] else "0",
-            skipped=str(statuses.count(TODO) + statuses.count(UNVERIFIED)),
-            time=str(row["seconds"]),
-        )
-        for test in row["tests"]:
-            case = ElementTree.SubElement(
-                suite, "testcase", classname=_key(row), name=test["test"], time=str(test["seconds"])
-            )
-            if test["status"] == FAILED:
-                what = " ".join([test["what"], test["question"], *test["behaves_like"]])
-                ElementTree.SubElement(case, "failure", message=what)
-            elif test["status"] in (TODO, UNVERIFIED):
-                message = f"{test['status']}: {test['todo_of'] or test['what']}"
-                ElementTree.SubElement(case, "skipped", message=message)
+        cases = [
+            (test["test"], test["status"], test["seconds"], _message(test)) for test in row["tests"]
+        ]
+        if row["trouble"]:
+            cases = [("trouble", ERROR, 0.0, row["trouble"])]
+        suites.append(suite(_key(row), row["seconds"], cases))
     ElementTree.indent(suites)
     text: bytes = ElementTree.tostring(suites, encoding="utf-8", xml_declaration=True)
     return text
+
+
+def _message(test: dict[str, Any]) -> str:
+    if test["status"] == FAILED:
+        return " ".join([test["what"], test["question"], *test["behaves_like"]])
+    return f"{test['status']}: {test['todo_of'] or test['what']}"
+
+
+def suite(
+    name: str, seconds: float, cases: list[tuple[str, str, float, str]]
+) -> ElementTree.Element:
+    """A suite of JUnit. cases: of each its name, its verdict or ERROR, seconds, and a message that
+    only those get that did not pass.
+    """
+    kinds = [JUNIT.get(status, "") for _, status, _, _ in cases]
+    made = ElementTree.Element(
+        "testsuite",
+        name=name,
+        tests=str(len(cases)),
+        failures=str(kinds.count("failure")),
+        errors=str(kinds.count("error")),
+        skipped=str(kinds.count("skipped")),
+        time=str(seconds),
+    )
+    for (called, _, took, message), kind in zip(cases, kinds, strict=True):
+        case = ElementTree.SubElement(made, "testcase", classname=name, name=called, time=str(took))
+        if kind:
+            ElementTree.SubElement(case, kind, message=message)
+    return made
 
 
 def show(result: dict[str, Any], runs: list[runner.Run], unwritten: int, reports: Path) -> None:
@@ -231,6 +249,11 @@ def show(result: dict[str, Any], runs: list[runner.Run], unwritten: int, reports
     words = ", ".join(f"{totals[status]} {status}" for status in STATUSES)
     proved = f" {claims[PASSED]} of {claims['all']} claims pass." if claims["all"] else ""
     console.print(f"{totals['all']} tasks: {words}.{proved}", style="bold")
+    if level := result["sandbox"]:
+        from paperlings.sealed import sandbox
+
+        loose = level == sandbox.NONE
+        console.print(f"sealed: {sandbox.WORDS[level]}", style="bold red" if loose else None)
     for run in runs:
         if run.trouble:
             console.print(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import importlib
 import inspect
 import json
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from paperlings import diagnosis, expected, lanes, layout, stubs, verdict, words
+from paperlings import diagnosis, expected, lanes, layout, loading, stubs, verdict, words
 from paperlings.limits import TimeLimit, time_limit
 from paperlings.outcomes import KitFault, Stuck, Unverified, Unwritten, Waiting
 from paperlings.verdict import FAILED, PASSED, TODO, UNVERIFIED, Finding
@@ -51,15 +52,17 @@ class Judge:
         self.stuck: dict[tuple[str, str], str] = {}  # (paper, task) -> what stopped it
         self.diagnosed: dict[tuple[str, str], int] = {}
         self.diagnoses = True
+        self.seed = ""
         self.log: str | None = None  # where findings are written, when a grader runs the session
         self.begun: set[str] = set()  # tests that an earlier process of the grader's began
 
-    def take_over(self, root: Path, log: str, diagnoses: bool) -> None:
+    def take_over(self, root: Path, log: str, diagnoses: bool, seed: str = "") -> None:
         """Judge what lies under `root` for a grader, and write every finding to `log`.
 
         A test that the log names already is not begun again: an earlier process did.
+        seed: of the cases that are drawn, in place of those that every run draws.
         """
-        self.root, self.log, self.diagnoses = root, log, diagnoses
+        self.root, self.log, self.diagnoses, self.seed = root, log, diagnoses, seed
         for event in events(Path(log)):
             self.begun |= {event[word] for word in ("started", "test") if word in event}
             if "stuck" in event:
@@ -154,6 +157,10 @@ class Judge:
         key = item.stash[PAPER]
         name = expected.base(key, item.name)
         self.write({"started": name, "key": key, "limit": SECONDS + _seconds(item)})
+        if self.seed and isinstance(item, pytest.Function) and hasattr(item.obj, "hypothesis"):
+            import hypothesis
+
+            hypothesis.seed(_number(f"{self.seed} {item.name}"))(item.obj)
         with time_limit(SECONDS):
             result = yield
         self._refuse(item)
@@ -236,6 +243,8 @@ class Judge:
             finding.status, finding.what = UNVERIFIED, str(error.msg)
         elif isinstance(error, KitFault) and self.log is not None:
             finding.status = UNVERIFIED  # a grader says whose fault it is; pytest just fails
+            if self.config.getoption("--sealed"):  # one process of several, which others may miss
+                self.write({"trouble": finding.what})
         elif isinstance(error, TimeLimit) or getattr(error, "timed_out", False):
             finding.timed_out = True
             for task in test.tasks if test else ():
@@ -392,6 +401,10 @@ class PaperModule(pytest.Module):
         return module
 
 
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")
+
+
 def _no_traceback(*args: Any, **kwargs: Any) -> str:
     return ""
 
@@ -423,7 +436,7 @@ def _record_failures(handle: Any) -> None:
         kept = diagnosis.fresh({k: v for k, v in kwargs.items() if k not in ("impl", "reference")})
         try:
             return inner(*args, **kwargs)
-        except NotImplementedError as error:
+        except (NotImplementedError, KitFault, loading.Unloadable) as error:
             raise Unwritten from error  # there is nothing to shrink
         except (Exception, TimeLimit) as error:
             from_hypothesis = type(error).__module__.startswith("hypothesis")

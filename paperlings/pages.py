@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import base64
+import functools
 from pathlib import Path
 from typing import Any
 
 
 def render(template: str, **values: Any) -> str:
     """The page that a template of paperlings/templates makes of `values`."""
+    text: str = _environment().get_template(template).render(**values)
+    return text
+
+
+@functools.cache
+def _environment() -> Any:
     import jinja2
 
-    environment = jinja2.Environment(
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    return environment.get_template(template).render(**values)
 
 
 def inside(picture: Path) -> str:

@@ -9,11 +9,13 @@ A child that crashes or hangs is replaced by another that goes on with the tests
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import importlib
 import io
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -30,6 +32,7 @@ import pytest
 
 from paperlings import expected, layout, loading, stubs, verdict
 from paperlings.judge import events, judge_of
+from paperlings.outcomes import KitFault
 from paperlings.verdict import FAILED, UNVERIFIED, Finding
 
 GRACE = 5.0  # seconds beyond a test's own limit, after which its process is killed
@@ -38,6 +41,7 @@ USUAL, NONE = "usual", "none"
 UNTIL_NAMED, UNTIL_FAILED = "until named", "until failed"  # and then stop
 MOST_SHARES = 4  # more processes than this take longer to start than they save
 OUTPUT = 64 << 20  # bytes a child may write into any one file
+_PARENT_DEATH = 1  # prctl: this process ends with the one that started it
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class Job:
     all tests without. diagnosis: USUAL, NONE, UNTIL_NAMED, or UNTIL_FAILED, which has none either.
     share: (i, n), to run only the i-th of n shares of those tests.
     sealed: the code under test runs in a process of its own (see paperlings.sealed).
+    seed: of the cases that are drawn; every job draws the same without.
+    seconds: after which what is left of the job is not begun, but has failed.
     """
 
     key: str
@@ -57,6 +63,8 @@ class Job:
     label: str = ""
     share: tuple[int, int] = (0, 1)
     sealed: bool = False
+    seed: str = ""
+    seconds: float = math.inf
 
 
 @dataclass
@@ -105,21 +113,26 @@ def warm() -> None:
     gc.freeze()
 
 
+def prepare(keys: list[str]) -> None:
+    """Import what the papers' tests and oracles would import in every process."""
+    # half a second, which torch.broadcast_shapes would cost each
+    importlib.import_module("torch.fx.experimental.symbolic_shapes")
+    for key in keys:
+        with contextlib.suppress(Exception):  # a broken oracle is the trouble of each job
+            loading.load(layout.source(layout.REFERENCE, key), "oracle." + key)
+
+
 def run_many(jobs: list[Job]) -> list[Run]:
     """As `run`, for many jobs of few papers: their tests are collected, and what their oracles
     import is imported, once, before the processes part.
     """
     runs: list[Run] = []
     if forks():
-        # half a second, which torch.broadcast_shapes would cost every process
-        importlib.import_module("torch.fx.experimental.symbolic_shapes")
-
         keys = list(dict.fromkeys(job.key for job in jobs))
-        for key in keys:
-            with contextlib.suppress(Exception):  # a broken oracle is the trouble of each job
-                loading.load(layout.source(layout.REFERENCE, key), "oracle." + key)
+        prepare(keys)
         with contextlib.redirect_stdout(io.StringIO()):
             options = ["-s", "--impl", str(layout.SOLUTIONS)]
+            options += ["--sealed"] if any(job.sealed for job in jobs) else []
             collect(keys, options, lambda session: runs.extend(run(jobs, session=session)))
     return runs or run(jobs)
 
@@ -132,27 +145,59 @@ def run(
     """Run every job, some side by side, and call `done` as each ends.
     The runs come back in the order of the jobs.
     """
-    children = [_Child(job, session) for job in jobs]
-    order = [child.run for child in children]
-    waiting = [child for child in children if child.can_start()]
-    running: list[_Child] = []
-    workers = os.cpu_count() or 1
+    workers = Workers(os.cpu_count() or 1, session)
+    order = [workers.add(job) for job in jobs]
     try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                running.append(waiting.pop(0))
-                running[-1].start()
-            connection.wait([child.process.sentinel for child in running], timeout=0.2)
-            for child in list(running):
-                if child.advance():
-                    running.remove(child)
-                    done(child.run)
+        while workers.busy:
+            for ended in workers.advance():
+                done(ended)
     finally:
-        for child in running:
-            child.kill()
-        for child in [*waiting, *running]:
-            child.clean()
+        workers.close()
     return order
+
+
+class Workers:
+    """Jobs that run side by side, at most so many, and those that wait for their turn."""
+
+    def __init__(self, most: int, session: pytest.Session | None = None):
+        self.most, self.session = most, session
+        self.waiting: list[_Child] = []
+        self.running: list[_Child] = []
+
+    def add(self, job: Job) -> Run:
+        """Run a job as soon as there is room; what is found out about it is added to its run."""
+        child = _Child(job, self.session)
+        self.waiting.append(child)
+        return child.run
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def advance(self, *others: Any) -> list[Run]:
+        """Wait for something to happen, at a job or at the `others`; the runs that have ended."""
+        ended = []
+        while self.waiting and len(self.running) < self.most:
+            child = self.waiting.pop(0)
+            if child.can_start():
+                self.running.append(child)
+                child.start()
+            else:
+                ended.append(child.run)
+        if not ended:
+            ends = [child.process.sentinel for child in self.running]
+            connection.wait([*ends, *others], timeout=0.2)
+        for child in list(self.running):
+            if child.advance():
+                self.running.remove(child)
+                ended.append(child.run)
+        return ended
+
+    def close(self) -> None:
+        """End whatever runs, and forget what waits."""
+        for child in [*self.waiting, *self.running]:
+            child.kill()
+            child.clean()
 
 
 def run_shared(job: Job, session: pytest.Session | None, stop: connection.Connection) -> Run | None:
@@ -210,6 +255,11 @@ class _Child:
         self.begun = self.begun or time.monotonic()
         self.heard = time.monotonic()
         self.seen = len(events(self.log))
+        if self.run.job.sealed:
+            from paperlings.sealed import nursery
+
+            with contextlib.suppress(KitFault):  # which is what the child will say
+                nursery.shared()  # a child cannot replace one that has ended
         self.process = context().Process(
             target=_judge, args=(self.run.job, str(self.log), str(self.output), self.session)
         )
@@ -223,6 +273,10 @@ class _Child:
             self.size, self.heard = size, now
         silent = now - self.heard
         if self.process.is_alive():
+            if now - self.begun > self.run.job.seconds:
+                self.kill()
+                self._blame(f"stopped: all tests together took {now - self.begun:.0f} s", True)
+                return self._end()
             if silent <= GRACE:
                 return False
             limit = next((e["limit"] for e in reversed(events(self.log)) if "limit" in e), 60.0)
@@ -233,6 +287,9 @@ class _Child:
             return self._go_on()
         self.process.join()
         if any(event.get("finished") for event in events(self.log)[self.seen :]):
+            return self._end()
+        if self.run.job.sealed:  # nothing in that process is the candidate's
+            self.run.trouble = f"the judge's process failed: {self._last_words()}"
             return self._end()
         self._blame(how_it_ended(self.process.exitcode), False)
         return self._go_on()
@@ -300,6 +357,8 @@ def _judge(job: Job, log: str, output: str, session: pytest.Session | None) -> N
     """In the child: run the job's tests, of `session` if that has collected them already."""
     if hasattr(os, "setsid"):
         os.setsid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_DEATH, signal.SIGKILL)
     if sys.platform != "win32":
         import resource
 
@@ -347,7 +406,7 @@ def collect(keys: list[str], options: list[str], loop: Callable[[pytest.Session]
 def _loop(session: pytest.Session, job: Job, log: str) -> None:
     """Run the tests that the job asks for, and write what they find to `log`."""
     judge = judge_of(session.config)
-    judge.take_over(job.root, log, diagnoses=job.diagnosis in (USUAL, UNTIL_NAMED))
+    judge.take_over(job.root, log, job.diagnosis in (USUAL, UNTIL_NAMED), job.seed)
     share, shares = job.share
     items = [
         item

@@ -1,0 +1,1 @@
+"""Grading many submissions, sealed. A unit is one submission's answer to one paper."""

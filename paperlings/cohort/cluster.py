@@ -1,0 +1,236 @@
+"""Grading on many machines with Dask.distributed: every thread of a worker has a grader's process.
+
+What crosses is a unit, the text of its file, and its result; workers need the kit, not the folders.
+Where they see the cohort's folder all the same, they write the result there at once, so that not
+even a scheduler's end loses it.
+
+Every unit is sent to one worker and to no other, so that it is known which were under way where a
+worker died. Dask would try those again by itself, beside others, which a poisonous one takes along.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from paperlings import UsageError
+from paperlings.cohort import intake, units
+from paperlings.cohort.grader import Ended, Grader
+from paperlings.cohort.local import RETRIES, CannotStart, Done
+from paperlings.cohort.units import INFRA_ERROR, REJECTED, Unit, result
+
+START = 30.0  # seconds to wait for a scheduler, the first time
+PATIENCE = 600.0  # seconds to wait for a scheduler that has gone, or for a worker
+TICK = 1.0  # seconds between two looks at which workers there are
+HANDOVER = 30.0  # seconds that a finished unit's result may take to arrive
+
+
+class Lost(Exception):
+    """The scheduler has gone, and with it what it knew."""
+
+
+def grade(
+    todo: Iterable[Unit], papers: list[str], workers: int, scheduler: str, out: Path, done: Done
+) -> None:
+    """Grade the units on the cluster of `scheduler`, or on one of our own; calls `done` as each
+    ends. Raises UsageError, CannotStart.
+    """
+    try:
+        import distributed
+    except ImportError:
+        raise UsageError("--engine dask needs Dask: pip install distributed") from None
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters, we say ourselves
+    (out / "units").mkdir(parents=True, exist_ok=True)  # by which a worker knows that it sees it
+    grading = _Grading(todo, papers, out.absolute(), done)
+    patience = START
+    with _address(workers, scheduler) as address:
+        while grading.is_left():
+            try:
+                client = distributed.Client(address, timeout=patience, set_as_default=False)
+            except ValueError as error:
+                raise UsageError(f"--scheduler {address}: {error}") from None
+            except OSError:
+                raise CannotStart(f"there is no scheduler at {address}") from None
+            patience = PATIENCE
+            try:
+                grading.go_on(client)
+            except Lost:
+                grading.take_back()
+            finally:
+                with contextlib.suppress(Exception):  # from one that has gone there is no farewell
+                    client.close(timeout=TICK)
+
+
+@contextlib.contextmanager
+def _address(workers: int, scheduler: str) -> Iterator[str]:
+    if scheduler:
+        yield scheduler
+        return
+    import distributed
+
+    with distributed.LocalCluster(
+        n_workers=workers,
+        threads_per_worker=1,
+        dashboard_address=None,
+        silence_logs=logging.CRITICAL,
+    ) as cluster:
+        yield str(cluster.scheduler_address)
+
+
+class _Grading:
+    """Units on their way.
+
+    A unit that has failed, or was under way where a worker died, is a suspect: it is tried again
+    alone on a worker, and on another one if there is any, so that no other's dies with it.
+    """
+
+    def __init__(self, todo: Iterable[Unit], papers: list[str], out: Path, done: Done):
+        self.fresh, self.suspects = deque(todo), deque[Unit]()
+        self.papers, self.out, self.done = papers, out, done
+        self.under_way: dict[str, tuple[Unit, str, Any]] = {}  # at which worker, as which future
+        self.begun: Counter[str] = Counter()
+        self.failed_at: defaultdict[str, list[str]] = defaultdict(list)  # which workers
+        self.seen = time.monotonic()  # a worker
+
+    def is_left(self) -> bool:
+        """Whether anything is not graded yet."""
+        return bool(self.fresh or self.suspects or self.under_way)
+
+    def go_on(self, client: Any) -> None:
+        """Have the units graded until none is left. Raises Lost, CannotStart."""
+        ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        while self.is_left():
+            threads = self._workers(client)
+            here: dict[str, list[Unit]] = {address: [] for address in threads}
+            for unit, address, future in list(self.under_way.values()):
+                if address in here:
+                    here[address].append(unit)
+                else:
+                    why = f"the worker at {address} has gone"
+                    self._settle(future, result(unit, INFRA_ERROR, why))
+            for address, mine in here.items():
+                while following := self._next(address, mine, threads):
+                    if self._send(client, following, address, ended):
+                        mine.append(following)
+            with contextlib.suppress(queue.Empty):
+                self._receive(ended.get(timeout=TICK))
+                while True:
+                    self._receive(ended.get_nowait())
+
+    def take_back(self) -> None:
+        """Nobody has what was under way any more; it is no fault of the units."""
+        for unit, _, _ in self.under_way.values():
+            (self.suspects if self.failed_at[unit.key] else self.fresh).appendleft(unit)
+        self.under_way.clear()
+
+    def _workers(self, client: Any) -> dict[str, int]:
+        """The workers there are, and how many threads each has."""
+        if client.status != "running":
+            raise Lost
+        try:
+            threads: dict[str, int] = client.nthreads()
+        except OSError:
+            raise Lost from None
+        if threads:
+            self.seen = time.monotonic()
+        elif time.monotonic() - self.seen > PATIENCE:
+            raise CannotStart(f"the scheduler has had no worker for {PATIENCE:.0f} s")
+        return threads
+
+    def _next(self, address: str, here: list[Unit], threads: dict[str, int]) -> Unit | None:
+        """What the worker that has those units shall grade besides."""
+        if not here:
+            for unit in self.suspects:
+                failed = self.failed_at[unit.key]
+                if address not in failed or not threads.keys() - failed:
+                    self.suspects.remove(unit)
+                    return unit
+        is_alone = any(self.failed_at[unit.key] for unit in here)
+        room = 0 if is_alone else threads[address] - len(here)
+        return self.fresh.popleft() if self.fresh and room > 0 else None
+
+    def _send(self, client: Any, unit: Unit, address: str, ended: Any) -> bool:
+        """Whether there is anything to grade; that has been sent now."""
+        try:
+            text = unit.text()
+        except intake.Refused as why:
+            self.done(unit, result(unit, REJECTED, str(why)))
+            return False
+        self.begun[unit.key] += 1
+        future = client.submit(
+            _grade,
+            *(units.plain(unit), text, self.papers, str(self.out), self.begun[unit.key]),
+            workers=[address],
+            pure=False,
+        )
+        self.under_way[future.key] = unit, address, future
+        future.add_done_callback(ended.put)
+        return True
+
+    def _receive(self, future: Any) -> None:
+        if future.key not in self.under_way:
+            return
+        if future.cancelled():
+            raise Lost
+        try:
+            found = future.result(timeout=HANDOVER)
+        except Exception as error:
+            unit, _, _ = self.under_way[future.key]
+            found = result(unit, INFRA_ERROR, f"{type(error).__name__}: {error}")
+        self._settle(future, found)
+
+    def _settle(self, future: Any, found: dict[str, Any]) -> None:
+        unit, address, _ = self.under_way.pop(future.key)
+        future.release()
+        if found["outcome"] == INFRA_ERROR:
+            self.failed_at[unit.key].append(address)
+            saved = units.load(self.out, unit)  # before the worker died
+            if saved and units.is_settled(saved):
+                found = saved
+            elif len(self.failed_at[unit.key]) <= RETRIES:
+                self.suspects.append(unit)
+                return
+        self.done(unit, {**found, "attempts": self.begun[unit.key]})
+
+
+# ---- in a worker
+
+_mine = threading.local()  # the grader of this thread, and the papers it knows
+
+
+def _grade(
+    data: dict[str, Any], text: str, papers: list[str], out: str, attempt: int
+) -> dict[str, Any]:
+    """The result of a unit: what the cohort's folder has already, where that is seen from here,
+    or else what this thread's grader finds.
+    """
+    unit, folder = units.from_plain(data), Path(out)
+    saved = units.load(folder, unit)
+    if saved and units.is_settled(saved):
+        return saved
+    try:
+        if getattr(_mine, "papers", None) != papers:
+            _close()
+            _mine.grader, _mine.papers = Grader(papers, workers=1), papers
+        _mine.grader.send(unit, text)
+        found = {**_mine.grader.receive(), "attempts": attempt}
+    except Ended as why:
+        found = result(unit, INFRA_ERROR, str(why))
+    if not units.is_settled(found):
+        _close()  # the next one reads anew what this one may have read too early
+    elif (folder / "units").is_dir():
+        units.save(folder, unit, found)
+    return found
+
+
+def _close() -> None:
+    if grader := getattr(_mine, "grader", None):
+        grader.close()
+    _mine.grader = _mine.papers = None
