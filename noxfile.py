@@ -48,6 +48,15 @@ _verb("roadmap", "What to read next, and how far you are; writes reports/roadmap
 _verb("log", "Your own notes on a paper, in Markdown: `nox -s log -- dpo`.")
 _verb("doctor", "What this machine can verify, and why not the rest.")
 _verb("gates", "Time your kernels on this machine's NVIDIA GPU against the kit's own.")
+_verb("unit", "Grade one submission's answer to one paper, sealed.")
+
+
+@nox.session
+def cohort(session: nox.Session) -> None:
+    """Grade many submissions, sealed: `nox -s cohort -- SUBMISSIONS --out DIR`."""
+    on_dask = "--engine dask" in " ".join(session.posargs).replace("=", " ")
+    command = ("-m", "paperlings", "cohort", *session.posargs)
+    _run(session, *command, groups=("dask",) if on_dask else ())
 
 
 @nox.session

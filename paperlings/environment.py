@@ -33,7 +33,7 @@ class SetupError(RuntimeError):
 
 
 def python(*groups: str, folder: str = ".venv") -> str:
-    """An interpreter with what a learner needs, and the dependency groups named;
+    """An interpreter with what a learner needs, and the dependency groups or extras named;
     made or mended first.
 
     Only the default folder may be replaced by the active environment. Raises SetupError.
@@ -63,12 +63,16 @@ def python(*groups: str, folder: str = ".venv") -> str:
 
 
 def requirements(*groups: str) -> list[str]:
-    """What pyproject.toml asks for: the learner's dependencies, and those of the groups."""
+    """What pyproject.toml asks for: the learner's dependencies, and those of the groups; an extra
+    is a group too.
+    """
     project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))
-    wanted = list(project["project"]["dependencies"])
-    for group in groups:
-        wanted += project["dependency-groups"][group]
-    return wanted
+    extras = project["project"].get("optional-dependencies", {})
+    known = extras | project.get("dependency-groups", {})
+    return [
+        *project["project"]["dependencies"],
+        *(requirement for group in groups for requirement in known[group]),
+    ]
 
 
 def installed(name: str) -> bool:

@@ -28,8 +28,9 @@ from paperlings.cohort.units import INFRA_ERROR, REJECTED, Unit, result
 
 START = 30.0  # seconds to wait for a scheduler, the first time
 PATIENCE = 600.0  # seconds to wait for a scheduler that has gone, or for a worker
-TICK = 1.0  # seconds between two looks at which workers there are
-HANDOVER = 30.0  # seconds that a finished unit's result may take to arrive
+TICK = 1.0  # seconds to wait for a result before we look again which workers there are
+# in a worker of our own: an interrupt ends it without a word
+QUIET = "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL)"
 
 
 class Lost(Exception):
@@ -54,8 +55,6 @@ def grade(
         while grading.is_left():
             try:
                 client = distributed.Client(address, timeout=patience, set_as_default=False)
-            except ValueError as error:
-                raise UsageError(f"--scheduler {address}: {error}") from None
             except OSError:
                 raise CannotStart(f"there is no scheduler at {address}") from None
             patience = PATIENCE
@@ -70,16 +69,21 @@ def grade(
 
 @contextlib.contextmanager
 def _address(workers: int, scheduler: str) -> Iterator[str]:
-    if scheduler:
-        yield scheduler
-        return
     import distributed
 
+    if scheduler:
+        try:
+            distributed.comm.get_address_host_port(scheduler)
+        except ValueError as error:
+            raise UsageError(f"--scheduler {scheduler}: {error}") from None
+        yield scheduler
+        return
     with distributed.LocalCluster(
         n_workers=workers,
         threads_per_worker=1,
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",
         silence_logs=logging.CRITICAL,
+        preload=[QUIET],
     ) as cluster:
         yield str(cluster.scheduler_address)
 
@@ -120,9 +124,9 @@ class _Grading:
                     if self._send(client, following, address, ended):
                         mine.append(following)
             with contextlib.suppress(queue.Empty):
-                self._receive(ended.get(timeout=TICK))
-                while True:
-                    self._receive(ended.get_nowait())
+                ended.put(ended.get(timeout=TICK))
+            for _ in range(ended.qsize()):
+                self._receive(ended.get(), ended)
 
     def take_back(self) -> None:
         """Nobody has what was under way any more; it is no fault of the units."""
@@ -174,14 +178,17 @@ class _Grading:
         future.add_done_callback(ended.put)
         return True
 
-    def _receive(self, future: Any) -> None:
+    def _receive(self, future: Any, ended: Any) -> None:
         if future.key not in self.under_way:
             return
         if future.cancelled():
             raise Lost
         try:
-            found = future.result(timeout=HANDOVER)
+            found = future.result(timeout=TICK)
         except Exception as error:
+            if future.status != "error":  # who has the result is slow, or has gone, as we shall see
+                ended.put(future)
+                return
             unit, _, _ = self.under_way[future.key]
             found = result(unit, INFRA_ERROR, f"{type(error).__name__}: {error}")
         self._settle(future, found)

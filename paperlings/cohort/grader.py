@@ -26,6 +26,7 @@ from paperlings.verdict import PASSED
 
 SECONDS = 600.0  # that the tests of one unit may take together
 CLAIM_SECONDS = 1200.0  # where its claim is run as well
+FOLDER = "paperlings-cohort-"  # what a grader's temporary folder is called, and then its process
 
 
 # ---- who asks
@@ -96,6 +97,7 @@ def main(workers: int, papers: list[str]) -> None:
     """Grade what arrives at standard input, so many units at a time."""
     results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what else is printed does not go among the results
+    _sweep()
     runner.warm()
     runner.prepare(papers)
     for paper in papers:
@@ -103,6 +105,14 @@ def main(workers: int, papers: list[str]) -> None:
         expected.of(paper)
     options = ["-s", "--sealed", "--impl", str(layout.SOLUTIONS)]
     runner.collect(papers, options, lambda session: _Serving(session, workers, results).run())
+
+
+def _sweep() -> None:
+    """Remove what graders that were killed have left on the disk."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
+        number = folder.name.removeprefix(FOLDER).partition("-")[0]
+        if not Path(f"/proc/{number}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Serving:
@@ -125,7 +135,8 @@ class _Serving:
         """Serve until the input ends."""
         os.set_blocking(0, False)
         self._write({"ready": True})
-        folder = Path(tempfile.mkdtemp(prefix="paperlings-cohort-"))
+        folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-"))
+        tempfile.tempdir = str(folder)
         try:
             while True:
                 for unit, text in self._arrived():

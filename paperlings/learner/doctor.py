@@ -41,7 +41,12 @@ print(json.dumps({
     "threads": len(os.listdir(tasks)) if os.path.isdir(tasks) else 0,
 }))
 """
-TRIALS = {"torch": ("-c", WARM), "pytest": ("-m", "pytest", "--markers")}
+SEALED = "from paperlings.sealed import nursery; print(nursery.Nursery().level)"
+TRIALS = {
+    "torch": ("-c", WARM),
+    "pytest": ("-m", "pytest", "--markers"),
+    "sandbox": ("-c", SEALED),
+}
 
 
 @dataclass(frozen=True)
@@ -176,32 +181,16 @@ def _forks() -> Finding:
 
 
 def _sandbox() -> Finding:
-    bwrap = shutil.which("bwrap")
-    if (
-        bwrap
-        and not subprocess.run(
-            [bwrap, "--unshare-all", "--ro-bind", "/", "/", "true"],
-            capture_output=True,
-            check=False,
-        ).returncode
-    ):
-        return Finding(OK, "bubblewrap can lock other people's code in")
-    if (version := _landlock()) > 0:
-        return Finding(OK, f"Landlock (ABI {version}) can lock other people's code in")
-    return Finding(
-        UNVERIFIED, "neither bubblewrap nor Landlock works; other people's code runs unlocked"
-    )
-
-
-def _landlock() -> int:
-    """The version of Landlock that the kernel offers; 0 or less where it has none."""
     if sys.platform != "linux":
-        return 0
-    import ctypes
+        return Finding(UNVERIFIED, "none on this system; `grade --sealed` works on Linux only")
+    from paperlings.sealed import sandbox
 
-    create_ruleset, ask_version = 444, 1
-    nothing = ctypes.c_size_t(0)
-    return int(ctypes.CDLL(None).syscall(create_ruleset, None, nothing, ask_version))
+    status, said, trouble = _tried("sandbox")
+    level = sandbox.NONE if status else said.strip()
+    if level == sandbox.NONE:
+        why = f" ({trouble})" if status else ""
+        return Finding(UNVERIFIED, f"none holds here{why}; other people's code would run unlocked")
+    return Finding(OK, f"other people's code is locked in by {sandbox.WORDS[level]}")
 
 
 def _disk() -> Finding:
@@ -351,11 +340,11 @@ PROBES: dict[str, Callable[[], Finding]] = {
     "reports": _reports,
     "disk": _disk,
     "cores": _cores,
-    "sandbox": _sandbox,
     "interpreter": _interpreter,
     "compiled": _compiled,
     "pytest": _pytest,
     "torch": _torch,
     "fork": _forks,
+    "sandbox": _sandbox,
     "gate": _gate,
 }

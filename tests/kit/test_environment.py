@@ -57,6 +57,12 @@ def test_a_group_is_added_once(bare) -> None:
     assert not any(text.startswith("ruff") for text in bare[2])
 
 
+def test_an_extra_is_a_group_too(bare) -> None:
+    """Who installs the package may name it, and so may a command."""
+    environment.python("dask")
+    assert any(text.startswith("distributed") for text in bare[1])
+
+
 @pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
 def test_it_is_made_anew_when_its_contents_change(bare, name: str) -> None:
     """A new dependency or pin makes a new environment; another change of pyproject does not."""
