@@ -108,7 +108,7 @@ def _each(function: Callable[..., Decimal], *values: ArrayLike) -> Array:
     """A function of decimals, of each member of arrays that broadcast."""
     shaped = np.broadcast_arrays(*(np.asarray(v, dtype=np.float64) for v in values))
     out = np.empty(shaped[0].shape)
-    with decimal.localcontext(decimal.Context(prec=50)):
+    with decimal.localcontext(decimal.Context(prec=120)):  # two losses may agree to 80
         for place in np.ndindex(out.shape):
             out[place] = float(function(*(Decimal(float(v[place])) for v in shaped)))
     return out
