@@ -7,26 +7,27 @@ so each task is tried alone.
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
-from paperlings import layout, loading, stubs
+from paperlings import loading, stubs, teacher
 
 KINDS = ("zeros", "identity")
 
 
 def source(key: str, kind: str) -> str:
-    """The text of a module whose tasks are degenerate."""
-    made = f"degenerate.module({key!r}, {kind!r})"
+    """The text of a module whose tasks are degenerate. It holds the solution's, for where it runs
+    there may be no other.
+    """
+    made = f"degenerate.module({teacher.source(key)!r}, {stubs.groups(key)!r}, {kind!r})"
     return f"from paperlings import degenerate\n\nglobals().update({made})\n"
 
 
-def module(key: str, kind: str) -> dict[str, Any]:
+def module(text: str, tasks: tuple[str, ...], kind: str) -> dict[str, Any]:
     """The names of the solution, with every task replaced."""
-    solution = loading.load(
-        layout.source(layout.SOLUTIONS, key), f"{kind}." + key.replace("/", ".")
-    )
+    solution = loading.load(Path("solution.py"), f"{kind}.solution", text)
     names = {name: value for name, value in vars(solution).items() if not name.startswith("__")}
-    return {**names, **{task: replaced(names[task], kind) for task in stubs.groups(key)}}
+    return {**names, **{task: replaced(names[task], kind) for task in tasks}}
 
 
 def replaced(task: Any, kind: str) -> Any:

@@ -10,7 +10,6 @@ import hashlib
 import importlib
 import inspect
 import json
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -233,11 +232,13 @@ class Judge:
         error = call.excinfo.value
         if isinstance(error, Unwritten) and error.__cause__:
             error = error.__cause__
-        finding.status, finding.what = FAILED, words.in_words(error, self._module(item), self.root)
+        finding.status = FAILED
         test = expected.of(finding.key).get(finding.test)
         if task := self._stub_of(error, finding.key, test):
-            finding.status, finding.todo_of, finding.what = TODO, task, ""
-        elif isinstance(error, Waiting):
+            finding.status, finding.todo_of = TODO, task
+            return self._cleaned(finding)
+        finding.what = words.in_words(error, self._module(item), self.root)
+        if isinstance(error, Waiting):
             finding.status, finding.what = TODO, str(error)
         elif isinstance(error, Unverified):
             finding.status, finding.what = UNVERIFIED, str(error.msg)
@@ -270,8 +271,7 @@ class Judge:
         """The task whose stub raised `error`; "" where no stub did."""
         if not isinstance(error, NotImplementedError) or len(error.args) != 1:
             return ""
-        frames = traceback.extract_tb(error.__traceback__)
-        inside = any(Path(frame.filename).is_relative_to(self.root) for frame in frames)
+        inside = words.place(error, self.root) is not None
         # what is compiled runs in another process, of which no frame is here
         inside = inside or (test is not None and test.lane == lanes.COMPILED)
         name = str(error.args[0]).split(".")[0]

@@ -5,7 +5,7 @@ and knowing nothing pass nothing.
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from paperlings import (
@@ -41,18 +41,20 @@ class Rates:
     faults: list[str] = field(default_factory=list)
 
 
-def mistakes(names: list[str]) -> int:
+def mistakes(names: list[str], sealed: bool = False) -> int:
     """Try every variant of the papers that `names` mean, print the rates,
-    and return 1 if anything is at fault.
+    and return 1 if anything is at fault. sealed: each in a locked process; kernels are left out.
     """
     keys = [paper.key for paper in catalogue.load().select_written(names)]
+    if sealed:
+        keys = [key for key in keys if not layout.is_kernel(key)]
     runner.warm()
-    rates = measure(keys)
+    rates = measure(keys, sealed)
     show(rates)
     return int(any(rate.faults for rate in rates))
 
 
-def measure(keys: list[str]) -> list[Rates]:
+def measure(keys: list[str], sealed: bool = False) -> list[Rates]:
     """The rates of each paper. Raises KnowledgeError where a .toml is wrong."""
     rates = {key: Rates(key, faults=teacher.complaints(key)) for key in keys}
     variants = [variant for key in keys for variant in variants_of(key)]
@@ -60,7 +62,7 @@ def measure(keys: list[str]) -> list[Rates]:
         diagnosis.mistakes(key)  # once, before the processes part
     with tempfile.TemporaryDirectory(prefix="paperlings-", ignore_cleanup_errors=True) as folder:
         while variants:
-            jobs = [variant.job(Path(folder)) for variant in variants]
+            jobs = [replace(variant.job(Path(folder)), sealed=sealed) for variant in variants]
             runs = list(zip(variants, runner.run_many(jobs), strict=True))
             # of equivalents that are rejected together, each is tried alone
             rejected = [v for v, run in runs if len(v.parts) > 1 and not _accepted(run)]

@@ -53,6 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Judge(config, path), NAME)
     config.args = [_test_of(arg, config) for arg in config.args]
     _register_profiles(config)
+    _draw_from_the_test_alone()
 
 
 def _test_of(argument: str, config: pytest.Config) -> str:
@@ -87,3 +88,13 @@ def _register_profiles(config: pytest.Config) -> None:
     settings.register_profile("explore", **{**common, "derandomize": False, "max_examples": 200})
     if not config.getoption("--hypothesis-profile", None):
         settings.load_profile("learn")
+
+
+def _draw_from_the_test_alone() -> None:
+    """Keep hypothesis from drawing numbers that stand in the files of whatever modules are loaded:
+    the cases would depend on what else is judged, on whether it is sealed, and on the submission.
+    """
+    from hypothesis.internal.conjecture import providers
+
+    if hasattr(providers, "_get_local_constants"):
+        providers._get_local_constants = lambda: providers._local_constants  # which stays empty

@@ -41,6 +41,7 @@ USUAL, NONE = "usual", "none"
 UNTIL_NAMED, UNTIL_FAILED = "until named", "until failed"  # and then stop
 MOST_SHARES = 4  # more processes than this take longer to start than they save
 OUTPUT = 64 << 20  # bytes a child may write into any one file
+MEMORY = 4 << 30  # bytes that a sealed judge may take beyond what it begins with
 _PARENT_DEATH = 1  # prctl: this process ends with the one that started it
 
 
@@ -359,11 +360,18 @@ def _judge(job: Job, log: str, output: str, session: pytest.Session | None) -> N
         os.setsid()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PARENT_DEATH, signal.SIGKILL)
+        parent = multiprocessing.parent_process()
+        if parent and os.getppid() != parent.pid:  # it has gone already
+            os._exit(0)
     if sys.platform != "win32":
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (OUTPUT, OUTPUT))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if job.sealed:
+        from paperlings.sealed import sandbox
+
+        sandbox.bound_memory(MEMORY)  # a candidate could give it ever more to hold
     handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(handle, 1)
     os.dup2(handle, 2)

@@ -4,9 +4,11 @@ the counterexample and what was printed.
 
 from __future__ import annotations
 
+import functools
+import linecache
 import traceback
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 import pytest
@@ -45,14 +47,28 @@ def in_words(error: BaseException, module: ModuleType | None, root: Path) -> str
     return f"{type(error).__name__}{said[:300]}{_line(error, root)}"
 
 
+def place(error: BaseException, root: Path) -> tuple[FrameType, int] | None:
+    """The innermost frame of an error in a file under `root`, and the line there."""
+    # traceback.extract_tb works out columns, which takes longer than the test that failed
+    frames = traceback.walk_tb(error.__traceback__)
+    inside = [found for found in frames if _is_under(found[0].f_code.co_filename, root)]
+    return inside[-1] if inside else None
+
+
+@functools.cache
+def _is_under(file: str, root: Path) -> bool:
+    return Path(file).is_relative_to(root)
+
+
 def _line(error: BaseException, root: Path) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    inside = [frame for frame in frames if Path(frame.filename).is_relative_to(root)]
-    if not inside:
+    found = place(error, root)
+    if found is None:
         return ""
-    frame = inside[-1]
-    code = f"\n{frame.line}" if frame.line else ""
-    return f"\n{layout.shown(Path(frame.filename))}:{frame.lineno} in {frame.name}{code}"
+    code, line = found[0].f_code, found[1]
+    linecache.checkcache(code.co_filename)
+    text = linecache.getline(code.co_filename, line).strip()
+    said = f"\n{text}" if text else ""
+    return f"\n{layout.shown(Path(code.co_filename))}:{line} in {code.co_name}{said}"
 
 
 def described(arguments: dict[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ from paperlings.testing.driver import driver
 from paperlings.testing.gradient import gradients
 from paperlings.testing.meter import Measurement, assert_avoids, growth, measure
 from paperlings.testing.rounding import assert_as_exact_as_torch
+from paperlings.testing.seeding import seeded
 from paperlings.testing.strategies import (
     distinct,
     fill,
@@ -35,6 +36,7 @@ __all__ = [
     "masks",
     "measure",
     "rejects",
+    "seeded",
     "sizes",
     "tensors",
     "unverified",

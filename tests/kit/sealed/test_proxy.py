@@ -21,7 +21,7 @@ from paperlings import layout, loading
 from paperlings.limits import TimeLimit, time_limit
 from paperlings.sealed import chance, drivers, nursery, proxy
 from paperlings.sealed.wire import Uncrossable, WireError
-from paperlings.testing import driver, fill, measure
+from paperlings.testing import driver, fill, measure, seeded
 from paperlings.testing.effects import effects
 
 KEY = "demo/sample"
@@ -68,6 +68,15 @@ def zeroed(x):
 
 def seeded():
     torch.manual_seed(0)
+
+def without_gradients():
+    torch.set_grad_enabled(False)
+
+def inverted(x):
+    return torch.linalg.inv(x)
+
+def dropped(n):
+    return nn.functional.dropout(torch.ones(n), 0.5)
 
 def looked_up():
     try:
@@ -388,6 +397,12 @@ def test_an_error_comes_with_its_words_and_its_place(impl: Any, root: Path) -> N
     assert "raise ValueError" in (frame.line or "")
 
 
+def test_an_error_of_torch_keeps_its_kind(impl: Any) -> None:
+    """So it is like the error of a known mistake."""
+    with pytest.raises(torch.linalg.LinAlgError):
+        impl.inverted(torch.zeros(2, 2))
+
+
 def test_a_stub_says_its_name(impl: Any) -> None:
     """A stub's own NotImplementedError is one here too."""
     with pytest.raises(NotImplementedError) as caught:
@@ -470,10 +485,13 @@ def test_inputs_are_written_only_where_a_law_asks(impl: Any) -> None:
 
 
 def test_effects_are_seen_where_they_happen(impl: Any) -> None:
-    """Seeds that are set, and files that are opened."""
+    """Seeds and modes that are set, and files that are opened."""
     with effects() as found:
         impl.seeded()
     assert found.changed == ["torch's random state"]
+    with effects() as found:
+        impl.without_gradients()
+    assert found.changed == ["the gradient mode"]
     with effects() as found:
         impl.looked_up()
     assert "sample.py" in found.seen[0]
@@ -540,6 +558,16 @@ def test_a_driver_answers_as_here(impl: Any, here: Any) -> None:
         told = trained(module, numbers(2, 3), generator)
         answers.append([*told["losses"], torch.rand(1, generator=generator)])
     assert all(torch.allclose(a, b) for a, b in zip(*answers, strict=True))
+
+
+def test_chance_that_is_no_argument_is_seeded_there(impl: Any, here: Any) -> None:
+    """What draws from torch's global state draws as here."""
+    answers = []
+    with torch.random.fork_rng():
+        for module in (impl, here):
+            seeded(module, 3)
+            answers.append(module.dropped(20))
+    assert torch.equal(*answers)
 
 
 def test_a_driver_takes_only_what_it_reads() -> None:

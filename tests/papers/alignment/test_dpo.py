@@ -1339,12 +1339,13 @@ def world(seed: int) -> dict[str, Tensor]:
     }
 
 
-def path_of(impl: Any, method: str, given: dict[str, Tensor], seed: int) -> list[np.ndarray]:
+@driver
+def path_of(impl: Any, method: str, given: dict[str, Tensor], seed: int) -> list[Tensor]:
     """Train a table of logits from the reference; the policies along the way."""
     ref, generator = given["ref"], torch.Generator().manual_seed(seed)
     table = ref.clone().requires_grad_(True)
     optimiser = torch.optim.RMSprop([table], lr=PEAK)
-    path = [ref.double().numpy()]
+    path = [ref.double()]
     for step in range(STEPS):
         i = torch.randint(PAIRS, (64,), generator=generator)
         x, chosen, rejected = given["x"][i], given["chosen"][i], given["rejected"][i]
@@ -1360,7 +1361,7 @@ def path_of(impl: Any, method: str, given: dict[str, Tensor], seed: int) -> list
         loss.backward()
         optimiser.step()
         if step % 50 == 49:
-            path.append(table.detach().log_softmax(-1).double().numpy())
+            path.append(table.detach().log_softmax(-1).double())
     return path
 
 
@@ -1386,8 +1387,9 @@ def test_dpo_reaches_the_frontier_without_a_reward_model(impl, reference, figure
         tilted, _ = impl.optimal_policy(ref, reward, beta=BETA)
         value = reference.objective(tilted, ref, reward, beta=BETA)
         assert_close(value, best, "Is your pi* the best policy at this beta?")
+        given = {name: given_world[name] for name in ("ref", "x", "chosen", "rejected")}
         for method in METHODS:
-            path = path_of(impl, method, given_world, seed)
+            path = path_of(impl, method, given, seed)
             reached = reference.objective(path[-1], ref, reward, beta=BETA)
             recovered[method].append((reached - start) / (best - start))
             if method == "DPO":
