@@ -26,6 +26,8 @@ from paperlings.verdict import PASSED
 
 SECONDS = 600.0  # that the tests of one unit may take together
 CLAIM_SECONDS = 1200.0  # where its claim is run as well
+KILLED = "ended by SIGKILL"  # what is said of a candidate which that has ended
+AGAIN = 2  # times that it is tried again: perhaps somebody else did it, or memory ran out
 FOLDER = "paperlings-cohort-"  # what a grader's temporary folder is called, and then its process
 
 
@@ -125,7 +127,7 @@ class _Serving:
         self.results = results
         self.nursery = nursery
         self.papers = catalogue.load()
-        self.graded: dict[int, tuple[Unit, Path]] = {}
+        self.graded: dict[int, tuple[Unit, int]] = {}  # by its run, and how often it was killed
         self.lines = b""
         self.level = ""
         gc.collect()
@@ -180,11 +182,14 @@ class _Serving:
             seed=unit.seed,
             seconds=CLAIM_SECONDS if unit.claims else SECONDS,
         )
-        run = self.workers.add(job)
-        self.graded[id(run)] = unit, root
+        self.graded[id(self.workers.add(job))] = unit, 0
 
     def _end(self, run: runner.Run) -> None:
-        unit, root = self.graded.pop(id(run))
+        unit, killed = self.graded.pop(id(run))
+        root = run.job.root
+        if killed < AGAIN and any(KILLED in finding.what for finding in run.findings):
+            self.graded[id(self.workers.add(run.job))] = unit, killed + 1
+            return
         row = json.dumps(grade.row(run, self.papers[unit.paper], run.job.reports))
         # where it lay for a moment is nobody's business, nor the same the next time
         row = row.replace(f" --impl {root}", "").replace(f"{root}/", "")

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 PAPER = "demo/softmax"
-WORDS = {"cwd", "exe"}
 
 
 @dataclass
@@ -107,6 +106,22 @@ class Cohort:
             except OSError:
                 continue
         return 0
+
+    @staticmethod
+    def candidates(root: int) -> list[int]:
+        """Those among what a process has started: three forks of the clean process deep."""
+        found, waiting = [], [(root, 0)]
+        while waiting:
+            process, depth = waiting.pop()
+            try:
+                text = Path(f"/proc/{process}/cmdline").read_bytes()
+                children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+            except OSError:
+                continue
+            depth += b"paperlings.sealed.zygote" in text and b"bwrap" not in text.split(b"\0")[0]
+            found += [process] if depth == 3 else []
+            waiting += [(int(child), depth) for child in children]
+        return found
 
 
 @pytest.fixture

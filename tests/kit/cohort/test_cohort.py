@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import os
 import random
 import shlex
+import signal
 import stat
 import time
 import zipfile
@@ -176,6 +179,30 @@ def test_a_judge_that_dies_is_no_score(cohort) -> None:
     mended.touch()
     cohort.run()
     assert cohort.tasks()["poison"] == ALL
+
+
+def test_a_submission_that_somebody_kills_is_tried_again(cohort) -> None:
+    """Nobody knows who did it: the machine, or the submission itself, which then does it again."""
+    right = cohort.house.solution()
+    slow = "    import time; time.sleep(0.2)\n    z = x / temperature"
+    suicide = "    import os; os.kill(os.getpid(), 9)\n    z = x / temperature"
+    cohort.hand_in("victim", right.replace("    z = x / temperature", slow))
+    cohort.hand_in("suicide", right.replace("    z = x / temperature", suicide))
+    running = cohort.start("--workers", "1")
+    victims: set[int] = set()
+    while running.poll() is None:
+        time.sleep(0.05)
+        if len(victims) < 2 and any(cohort.out.glob("units/*.json")):  # the suicide's
+            for victim in cohort.candidates(running.pid):
+                victims.add(victim)
+                with contextlib.suppress(OSError):
+                    os.kill(victim, signal.SIGKILL)
+    assert running.returncode == 0
+    assert len(victims) == 2
+    assert cohort.tasks() == {
+        "victim": ALL,
+        "suicide": {"softmax": "failed", "entropy": "passed"},
+    }
 
 
 CHEAT = """
