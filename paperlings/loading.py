@@ -12,6 +12,8 @@ from types import ModuleType
 from paperlings import layout
 from paperlings.limits import TimeLimit
 
+LARGEST = 1 << 18  # bytes of a file that is judged sealed
+
 
 class Unloadable(Exception):
     """The code under test cannot be imported; the message says where and why."""

@@ -24,7 +24,9 @@ class Stuck(Exception):
 
 
 class Unwritten(BaseException):
-    """Stands for a NotImplementedError, which hypothesis would look for a smaller case of."""
+    """Stands for an error that says nothing of the case at hand, so that hypothesis does not look
+    for a smaller one: a stub's, the kit's, or that of a process that has ended.
+    """
 
 
 def unverified(reason: str) -> NoReturn:

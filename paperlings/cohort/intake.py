@@ -22,8 +22,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
 from paperlings import UsageError, layout
+from paperlings.loading import LARGEST
 
-TEXT = 1 << 20  # bytes of one file
 ARCHIVE = 64 << 20  # bytes of a zip or a tarball
 STREAM = 256 << 20  # bytes that a tarball unpacks to, as far as it is looked through
 MEMBERS = 10_000  # files in an archive, or in a folder that is looked through
@@ -225,12 +225,12 @@ def _read(root: Path, name: str) -> bytes | Refused:
         found = os.fstat(file)
         if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
             return Refused(f"{printable(name)} is no file of its own")
-        return _bounded(name, opened.read(TEXT + 1))
+        return _bounded(name, opened.read(LARGEST + 1))
 
 
 def _bounded(name: str, data: bytes) -> bytes | Refused:
-    if len(data) > TEXT:
-        return Refused(f"{printable(name)} is larger than {TEXT >> 10} KiB")
+    if len(data) > LARGEST:
+        return Refused(f"{printable(name)} is larger than {LARGEST >> 10} KiB")
     return data
 
 
@@ -248,7 +248,7 @@ def _from_zip(path: Path, offer: Offer) -> None:
                 if member.flag_bits & 1:
                     return Refused(f"{printable(member.filename)} is encrypted")
                 with archive.open(member) as file:
-                    return _bounded(member.filename, file.read(TEXT + 1))
+                    return _bounded(member.filename, file.read(LARGEST + 1))
 
             offer(member.filename.removeprefix("./"), read)
 
@@ -266,7 +266,7 @@ def _from_tar(path: Path, offer: Offer) -> None:
 
             def read(member: tarfile.TarInfo = member) -> bytes | Refused:
                 file = archive.extractfile(member)
-                return _bounded(member.name, file.read(TEXT + 1) if file else b"")
+                return _bounded(member.name, file.read(LARGEST + 1) if file else b"")
 
             offer(member.name.removeprefix("./"), read)
 

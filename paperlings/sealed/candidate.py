@@ -264,8 +264,10 @@ class _Candidate:
         seen: dict[str, Any] = {}
         with contextlib.ExitStack() as stack:
             found = stack.enter_context(effects()) if message.get("effects") else None
-            stack.enter_context(torch.inference_mode(message.get("inference", False)))
-            if not message.get("inference"):
+            # what is so already is left alone, so that a call that changes it is seen to
+            if torch.is_inference_mode_enabled() != message.get("inference", False):
+                stack.enter_context(torch.inference_mode(message.get("inference", False)))
+            if not message.get("inference") and torch.is_grad_enabled() != message["grad"]:
                 stack.enter_context(torch.set_grad_enabled(message["grad"]))
             if message.get("measure"):
                 measurement = Measurement()

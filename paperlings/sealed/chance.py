@@ -37,7 +37,7 @@ def advance(generator: torch.Generator, state: Tensor) -> None:
     )
     if seed != struct.unpack_from("<Q", old)[0] or seeded != 1 or not fits or not _is_calm(new):
         raise WireError("a generator comes back in a state that none has")
-    twin = torch.Generator().set_state(torch.tensor(list(old), dtype=torch.uint8))
+    twin = torch.Generator().set_state(generator.get_state())
     block = torch.empty(WORDS, dtype=torch.int32)
     for _ in range(MOST):
         if bytes(twin.get_state().numpy())[START:END] == new[START:END]:

@@ -38,7 +38,7 @@ class Shipment:
     values: dict[str, Any] = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         return hashlib.sha256("\n".join([self.name, *self.texts]).encode()).hexdigest()
 

@@ -14,11 +14,13 @@ from pathlib import Path
 from types import ModuleType
 
 from paperlings import UsageError, layout, loading
+from paperlings.loading import LARGEST
+from paperlings.outcomes import KitFault
 from paperlings.sealed import proxy, sandbox
 from paperlings.sealed.wire import Channel
+from paperlings.sealed.zygote import STOPPED
 
 START = 120.0  # seconds that the import of torch may take
-TEXT = 1 << 20  # bytes of a submission
 PACKAGE = Path(__file__).resolve().parents[1]
 # without the folder that holds the package, in which tests and answers lie
 BOOT = f"""
@@ -73,17 +75,31 @@ class Nursery:
         if self.level not in sandbox.LEVELS:
             self.level = sandbox.NONE if container else ""
         if not self.level:
-            raise RuntimeError("the process for sealed grading does not start")
+            self.close()
+            raise KitFault("the process for sealed grading does not start")
         atexit.register(self.close)
 
     def link(self, path: Path) -> proxy.Link:
-        """A new candidate, for the submission at `path`."""
+        """A new candidate, for the submission at `path`. Raises KitFault."""
         near, far = socket.socketpair()
         line, end = socket.socketpair()
-        socket.send_fds(self.control, [b"candidate"], [far.fileno(), end.fileno()])
-        far.close()
-        end.close()
+        with far, end:
+            try:
+                socket.send_fds(self.control, [b"candidate"], [far.fileno(), end.fileno()])
+            except OSError as error:
+                near.close()
+                line.close()
+                raise KitFault(f"the process for sealed grading has ended ({error})") from None
         return proxy.Link(Channel(near), lambda ended: _ended(line, ended), path)
+
+    def is_alive(self) -> bool:
+        """Whether the process is there, of whomever it is a child."""
+        try:
+            return bool(self.control.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
 
     def close(self) -> None:
         """End it, and so all its candidates."""
@@ -96,29 +112,48 @@ class Nursery:
 
 
 def _ended(line: socket.socket, wait: bool) -> str:
-    """How a candidate ended by itself, in words; "" where it had to be ended. It has now."""
-    words = ""
-    line.settimeout(0.2 if wait else 0.0)
-    with contextlib.suppress(OSError, ValueError):
-        status = int(line.recv(16) or b"0")
-        if status < 0:
-            words = f"it was ended by {signal.Signals(-status).name}"
-        else:
-            words = f"it ended by itself (exit status {status})"
-    line.close()
-    return words
+    """How a candidate ended by itself, in words; "" where it had to be ended. It has now.
+
+    Raises KitFault where its keeper has ended, and so not the candidate's own doing ended it.
+    """
+    told = STOPPED
+    with line:
+        for seconds in (0.5, 10.0) if wait else (0.0,):
+            line.settimeout(seconds)
+            with contextlib.suppress(OSError):
+                told = line.recv(16)
+                break
+            line.shutdown(socket.SHUT_WR)  # nothing is told: it lives, and its keeper ends it now
+    if told == STOPPED:
+        return ""
+    if not told:
+        raise KitFault("a process of sealed grading was ended from outside")
+    status = int(told)
+    if status >= 0:
+        return f"it ended by itself (exit status {status})"
+    known = {each.value: each.name for each in signal.Signals}
+    return f"it was ended by {known.get(-status, f'signal {-status}')}"
 
 
 _nursery: Nursery | None = None
 
 
 def shared() -> Nursery:
-    """The nursery of this process, or of the one it was forked from. Raises UsageError."""
+    """The nursery of this process, or of the one it was forked from. Where one of this process has
+    ended, another takes its place. Raises UsageError, KitFault.
+    """
     global _nursery
     if sys.platform != "linux":
         raise UsageError("--sealed works on Linux only")
     if _nursery is None:
         _nursery = Nursery()
+    elif _nursery.owner == os.getpid() and not _nursery.is_alive():
+        _nursery.close()
+        following = Nursery()
+        if following.level != _nursery.level:  # which stands in the result already
+            following.close()
+            raise KitFault(f"{_nursery.level} no longer holds here")
+        _nursery = following
     return _nursery
 
 
@@ -139,6 +174,8 @@ def load(root: Path, key: str) -> proxy.Impl:
             loading.load_candidate(root, key, there)
         except BaseException:
             link.close("it was stopped")
+            if link.fault:
+                raise link.gone() from None
             raise
         return link
 
@@ -165,9 +202,9 @@ def source(root: Path, key: str) -> str:
         os.close(handle)
         raise loading.Unloadable(f"{shown} is no file of its own; only such are graded")
     with open(handle, "rb") as file:
-        data = file.read(TEXT + 1)
-    if len(data) > TEXT:
-        raise loading.Unloadable(f"{shown} is larger than {TEXT >> 10} KiB")
+        data = file.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise loading.Unloadable(f"{shown} is larger than {LARGEST >> 10} KiB")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:

@@ -28,13 +28,16 @@ from torch.utils._pytree import tree_leaves
 
 from paperlings import layout, loading
 from paperlings.limits import TimeLimit
+from paperlings.outcomes import KitFault
 from paperlings.sealed import chance, drivers, wire
 from paperlings.sealed.candidate import COMPUTED, FROZEN, LEAF, PARAMETER, PLAIN
-from paperlings.sealed.wire import Channel, Late, Parcel, Uncrossable, WireError
+from paperlings.sealed.wire import Channel, Closed, Late, Parcel, Uncrossable, WireError
 from paperlings.testing import effects, meter
 from paperlings.testing.close import Mismatch
 
 SECONDS = 900.0  # no answer takes longer, whatever limit the test has
+SAID = 4000  # characters of an error that are shown
+PARTS = 4096  # of a module
 ERRORS: dict[str, type[Exception]] = {
     kind.__name__: kind
     for kind in (
@@ -42,6 +45,7 @@ ERRORS: dict[str, type[Exception]] = {
         *(IndexError, LookupError, AttributeError, ArithmeticError, ZeroDivisionError),
         *(OverflowError, StopIteration, ImportError, ModuleNotFoundError, SyntaxError, NameError),
         *(RecursionError, MemoryError, OSError, PermissionError, FileNotFoundError, EOFError),
+        torch.linalg.LinAlgError,  # type: ignore[attr-defined]
     )
 }
 
@@ -53,13 +57,14 @@ class Gone(loading.Unloadable):
 class Link:
     """The connection to one candidate's process, and what is held of it.
 
-    end: ends the process; told whether it may have ended by itself, it says how it did.
-    dead: what is said to whoever asks for more, once it has been ended.
+    end: ends the process; told whether it may have ended by itself, it says how it did, or raises
+    KitFault where that was not its own doing.
+    dead: what is said to whoever asks for more, once it has been ended.  fault: the kit's part.
     """
 
     def __init__(self, channel: Channel, end: Callable[[bool], str], path: Path):
         self.channel, self.end, self.path = channel, end, path
-        self.dead = ""
+        self.dead = self.fault = ""
         self.dropped: list[tuple[int, int]] = []
         self.released: list[int] = []
         self.modules: weakref.WeakValueDictionary[int, Mirror] = weakref.WeakValueDictionary()
@@ -71,7 +76,7 @@ class Link:
     ) -> tuple[dict[str, Any], list[Tensor]]:
         """Ask, and wait for the answer, serving what the candidate asks meanwhile."""
         if self.dead:
-            raise Gone(self.dead)
+            raise self.gone()
         self._take_leave(message)
         deadline = time.monotonic() + SECONDS
         pending: BaseException | None = None
@@ -97,10 +102,8 @@ class Link:
         except Late:
             self.close("it did not answer in time")
             raise TimeLimit(f"stopped after {SECONDS:g} s") from None
-        except (WireError, KeyError, TypeError, ValueError, IndexError, RecursionError) as what:
-            said = str(what) if isinstance(what, WireError) else "a reply makes no sense"
-            self.close(said, isinstance(what, WireError))
-            raise Gone(self.dead) from None
+        except Exception as what:
+            raise self._nonsense(what) from None
         except BaseException:
             self.close("it was stopped")
             raise
@@ -113,10 +116,33 @@ class Link:
         itself, of which there is something better to say.
         """
         if not self.dead:
-            how = self.end(ended)
-            where = f"{layout.shown(self.path)}: the process that runs it has ended"
-            self.dead = f"{where}: {how or why}"
+            where = f"{layout.shown(self.path)}: the process that runs it has ended: "
+            self.dead = where + why
+            try:
+                self.dead = where + (self.end(ended) or why)
+            except KitFault as fault:
+                self.fault = str(fault)
             self.channel.close()
+
+    def gone(self) -> Exception:
+        """What is raised of a process that has ended."""
+        return KitFault(self.fault) if self.fault else Gone(self.dead)
+
+    @contextlib.contextmanager
+    def sense(self) -> Iterator[None]:
+        """What is read of a reply in the block makes sense, or the process is ended."""
+        try:
+            yield
+        except (Gone, KitFault, Mismatch):
+            raise
+        except Exception as what:
+            raise self._nonsense(what) from None
+
+    def _nonsense(self, what: Exception) -> Exception:
+        """End the process for a reply that led to an error of any kind."""
+        said = str(what) if isinstance(what, WireError) else "a reply makes no sense"
+        self.close(said, isinstance(what, Closed))
+        return self.gone()
 
     def _take_leave(self, message: dict[str, Any]) -> None:
         message["drop"], self.dropped = self.dropped, []
@@ -130,17 +156,19 @@ class Link:
         if type(number) is not int or not 0 <= number < len(lent):
             raise WireError("it calls a function that it was not given")
         args, kwargs = wire.unpack(reply["value"], got, self.thing)
+        if type(args) is not list or not all(isinstance(name, str) for name in {**kwargs}):
+            raise WireError("it calls a function with what are no arguments")
         packer = _Packing(self)
         try:
             answer = lent[number](*args, **kwargs)
             parcel = wire.pack(answer, packer.other)
-        except BaseException as error:
-            if not isinstance(error, Exception):
-                raise
+            message = {"do": "return", "value": parcel.tree}
+            self.channel.send(message, parcel.tensors, deadline)
+        except WireError:
+            raise
+        except Exception as error:
             self.channel.send({"do": "raise"}, (), deadline)
             return error
-        message = {"do": "return", "value": parcel.tree}
-        self.channel.send(message, parcel.tensors, deadline)
         return None
 
     def define(self, thing: Callable[..., Any]) -> str:
@@ -176,7 +204,8 @@ class Link:
                 return self._mirror(tree, tensors)
             return self.thing(tree)
 
-        return wire.unpack(reply.get("value"), tensors, other)
+        with self.sense():
+            return wire.unpack(reply.get("value"), tensors, other)
 
     def _mirror(self, tree: list[Any], tensors: list[Tensor]) -> Mirror:
         _, number, _, name, modes, parameters, buffers = tree
@@ -194,25 +223,34 @@ class Link:
         """The exception that a reply tells of, as if it had been raised at its place in the
         submission.
         """
-        kinds, text = reply["kinds"], str(reply["text"])[:4000]
+        kinds, text = reply["kinds"], _text(reply, "text")
         if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
             raise WireError("an error has no kind")
         kind = next((name for name in kinds if name in ERRORS or name == "Mismatch"), "")
         error: BaseException
         if kind == "Mismatch":
-            error = Mismatch(str(reply.get("question", "")), str(reply.get("difference", "")))
+            error = Mismatch(_text(reply, "question"), _text(reply, "difference"))
         elif kind == "SyntaxError" and "syntax" in reply:
-            said, line, code = reply["syntax"]
-            error = SyntaxError(str(said), (str(self.path), int(line), 1, str(code)))
+            said, line, code = (_text(reply["syntax"], i) for i in range(3))
+            error = SyntaxError(said, (str(self.path), int(line[:9]), 1, code))
         elif kind == "ModuleNotFoundError":
-            error = ModuleNotFoundError(text, name=str(reply.get("name", "")))
+            error = ModuleNotFoundError(text, name=_text(reply, "name"))
         elif kind:
             error = ERRORS[kind]() if reply.get("bare") else ERRORS[kind](text)
         elif "SystemExit" in kinds:
-            error = RuntimeError(f"it calls sys.exit({reply.get('code')!r})")
+            error = RuntimeError(f"it calls sys.exit({_text(reply, 'code')})")
         else:
             error = RuntimeError(f"{str(kinds[0])[:100] if kinds else 'error'}: {text}")
         return error.with_traceback(_traceback(self.path, reply.get("places")))
+
+
+def _text(reply: Any, name: Any) -> str:
+    """What an error says; nothing that it says is longer, nor another thing than a text."""
+    try:
+        said = reply[name]
+    except (LookupError, TypeError):
+        return ""
+    return str(said)[:SAID] if isinstance(said, (str, int, float)) else ""
 
 
 def _print(reply: dict[str, Any]) -> None:
@@ -254,19 +292,25 @@ class _Held:
 
 
 class _Packing:
-    """What a request is made of that is no plain data. asks: gradients are asked for."""
+    """What a request is made of that is no plain data. given: what is packed."""
 
-    def __init__(self, link: Link, asks: bool = False):
-        self.link, self.asks = link, asks
+    def __init__(self, link: Link, given: Any = None):
+        self.link, self.given = link, given
         self.mirrors: list[Mirror] = []
         self.lent: list[Any] = []
+
+    @property
+    def asks(self) -> bool:
+        """Whether gradients are asked for."""
+        leaves = tree_leaves(self.given) if torch.is_grad_enabled() else []
+        return any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves)
 
     def other(self, value: Any, parcel: Parcel) -> Any:
         if isinstance(value, (Remote, Mirror, Impl)):
             return self._home(value, parcel)
         if isinstance(value, nn.Module) and (_is_torchs(value) or _learns(value)):
             return self._built(value, parcel)
-        if self.asks and isinstance(value, FunctionType):
+        if isinstance(value, FunctionType) and self.asks:
             # gradients go through a function that is there, but not through a call back
             with contextlib.suppress(Uncrossable):
                 return ["f", self.link.define(value)]
@@ -282,7 +326,7 @@ class _Packing:
         """A thing of the candidate's own."""
         held = value._held if not isinstance(value, Impl) else value._root()
         if held.link is not self.link:
-            raise Gone(held.link.dead or "it belongs to another process")
+            raise held.link.gone() if held.link.dead else Gone("it belongs to another process")
         if not isinstance(value, Mirror):
             return ["o", held.number, ""]
         self.mirrors.append(value)
@@ -334,9 +378,7 @@ def call(
 ) -> Any:
     """Call a function there, or a driver; its answer can be differentiated."""
     with _out_of_sight():
-        leaves = tree_leaves((args, kwargs))
-        asks = any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves)
-        packing, parcel = _Packing(link, asks and torch.is_grad_enabled()), Parcel()
+        packing, parcel = _Packing(link, (args, kwargs)), Parcel()
         given = [list(args), kwargs, *([mirror] if mirror is not None else [])]
         wire.pack(given, packing.other, parcel)
         tensors = list(parcel.tensors)
@@ -349,7 +391,7 @@ def call(
         **{"measure": measured is not None},
     }
     reply, answers = _cross(link, message, len(tensors), tensors, measured, packing.lent)
-    try:
+    with link.sense():
         with _out_of_sight():
             for generator, place in zip(parcel.generators, _list(reply, "chance"), strict=True):
                 chance.advance(generator, _at(answers, place))
@@ -361,10 +403,6 @@ def call(
                 for i, place in _list(reply, "written"):
                     _write(_at(tensors, i), _at(answers, place))
         return link.value(reply, answers)
-    except (WireError, TypeError, ValueError, KeyError, IndexError, AttributeError) as what:
-        said = str(what) if isinstance(what, WireError) else "a reply makes no sense"
-        link.close(said)
-        raise Gone(link.dead) from None
 
 
 def _list(reply: dict[str, Any], name: str) -> list[Any]:
@@ -412,14 +450,16 @@ def _cross(
         with _out_of_sight():
             reply, answers = link.request(message, tensors[:sent], lent)
             box.append(reply)
-            link.released.append(_number(reply.get("call")))
+            with link.sense():
+                link.released.append(_number(reply.get("call")))
     if measured is not None:
-        _count(link, box[0], answers, measured)
+        with link.sense():
+            _count(link, box[0], answers, measured)
     return box[0], answers
 
 
 def _number(value: Any) -> int:
-    if type(value) is not int:
+    if type(value) is not int or not 0 <= value < 1 << 62:
         raise WireError("a reply has no number")
     return value
 
@@ -449,12 +489,14 @@ class _Crossing(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         with _out_of_sight():
             reply, answers = link.request(message, tensors[:sent], lent)
-        asks = _list(reply, "asks")
+        with link.sense():
+            asks = _list(reply, "asks")
+            ctx.graph = _Graph(link, _number(reply.get("call")))
+        ctx.link = link
         ctx.asks = [
             i < len(asks) and asks[i] is True and (t.is_floating_point() or t.is_complex())
             for i, t in enumerate(answers)
         ]
-        ctx.link, ctx.graph = link, _Graph(link, _number(reply.get("call")))
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(
@@ -477,12 +519,12 @@ class _Crossing(torch.autograd.Function):
             **{"measure": measured is not None},
         }
         reply, found = _cross(ctx.link, message, len(arriving), [*arriving, *inputs], measured)
-        places = _list(reply, "value")
-        if len(places) != len(inputs):
-            raise Gone("a derivative has another number of inputs than its function")
+        with ctx.link.sense():
+            places = [None if p is None else _at(found, p) for p in _list(reply, "value")]
+            if len(places) != len(inputs):
+                raise WireError("a derivative has another number of inputs than its function")
         answers = []
-        for place, x in zip(places, inputs, strict=True):
-            slope = None if place is None else _at(found, place)
+        for slope, x in zip(places, inputs, strict=True):
             if slope is not None and (slope.shape != x.shape or slope.dtype != x.dtype):
                 raise Mismatch(
                     "Does a backward of your own return a gradient like its input?",
@@ -495,12 +537,18 @@ class _Crossing(torch.autograd.Function):
 # ---- measuring
 
 
-@contextlib.contextmanager
-def _out_of_sight() -> Iterator[None]:
+def _out_of_sight() -> contextlib.AbstractContextManager[None]:
     """What the crossing itself computes is no part of what is measured."""
-    if not _get_current_dispatch_mode_stack() and not torch._C._len_torch_function_stack():
-        yield
-        return
+    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+        return _hidden()
+    return _NOTHING
+
+
+_NOTHING = contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _hidden() -> Iterator[None]:
     with torch._C.DisableTorchFunction(), _disable_current_modes():
         yield
 
@@ -540,7 +588,9 @@ def _count(
     def living() -> set[int]:
         gone = [[number, i] for i, storage in enumerate(mine) if storage.expired()]  # type: ignore[no-untyped-call]
         message = {"do": "living", "gone": gone, "storages": numbers, "calls": [number]}
-        return set(link.value(*link.request(message)))
+        reply, tensors = link.request(message)
+        with link.sense():
+            return set(link.value(reply, tensors))
 
     for n, elements in storages:
         measured.storages[_There(n, living)] = _number(elements)  # type: ignore[index]
@@ -624,14 +674,14 @@ class Mirror(nn.Module):
     def _take(self, state: Any, tensors: list[Tensor]) -> None:
         """Follow what a call has changed there."""
         values, modes = state
-        mine = dict(self._values())
+        mine, parts = dict(self._values()), dict(self.named_modules(remove_duplicate=False))
         for name, place in values:
             if name not in mine:
                 raise WireError("a module has changed what it has not")
             mine[name].data = _at(tensors, place).detach().clone()
         for path, mode in modes:
-            with contextlib.suppress(AttributeError):
-                self.get_submodule(path).training = mode is True
+            if path in parts:
+                parts[path].training = mode is True
 
     def _invoke(self, method: str, *args: Any, **kwargs: Any) -> Any:
         of = [self._held.number, self._path]
@@ -668,29 +718,39 @@ def build(
 ) -> Mirror:
     """The mirror of a module and of all its parts."""
     parts: dict[str, Mirror] = {"": Mirror(held, "", name, None)}
-    for path, mode in modes[:4096]:
+    if max(len(modes), len(parameters), len(buffers)) > PARTS:
+        raise WireError("a module has more parts than any may have")
+    for path, mode in modes:
         if path:
-            owner, _, label = path.rpartition(".")
-            if owner not in parts or not label or len(path) > 1000:
+            owner, label = _place_of(path)
+            if owner not in parts:
                 raise WireError("a module has a part that belongs to nothing")
             parts[path] = Mirror(held, path, label, parts[""])
             parts[owner].add_module(label, parts[path])
         parts[path].training = mode is True
     made: dict[int, nn.Parameter] = {}
     for full, place, asks in parameters:
-        owner, _, label = full.rpartition(".")
+        owner, label = _place_of(full)
         value = _at(tensors, place).detach()
         if place not in made:
             grows = asks is True and (value.is_floating_point() or value.is_complex())
             made[place] = nn.Parameter(value, requires_grad=grows)
         parts[owner].register_parameter(label, made[place])
     for full, place, kept in buffers:
-        owner, _, label = full.rpartition(".")
+        owner, label = _place_of(full)
         value = _at(tensors, place).detach()
         parts[owner].register_buffer(label, value, persistent=kept is True)
     for part in parts.values():
         part.__dict__["_ready"] = True
     return parts[""]
+
+
+def _place_of(path: str) -> tuple[str, str]:
+    """The path of the part that something belongs to, and its name there."""
+    owner, _, label = path.rpartition(".")
+    if not label or label.startswith("__") or not label.isprintable() or len(path) > 1000:
+        raise WireError("a part of a module has no name")
+    return owner, label
 
 
 class Impl(ModuleType):
@@ -708,7 +768,7 @@ class Impl(ModuleType):
         link: Link | None = self.__dict__["_link"]
         if link is None or link.dead:
             if self.__dict__["_begun"] >= self.MOST:
-                raise Gone(link.dead if link else "it cannot be started")
+                raise link.gone() if link else Gone("it cannot be started")
             self.__dict__.update(_link=None, _cache={}, _begun=self.__dict__["_begun"] + 1)
             self.__dict__["_link"] = link = self.__dict__["_start"]()
         held: _Held = link.root
@@ -755,6 +815,6 @@ def load(link: Link, path: Path, name: str, source: str) -> ModuleType:
     tree = reply.get("value")
     if not isinstance(tree, list) or len(tree) < 2 or type(tree[1]) is not int:
         link.close("a reply makes no sense")
-        raise Gone(link.dead)
+        raise link.gone()
     link.root = _Held(link, tree[1])
     return ModuleType(name)

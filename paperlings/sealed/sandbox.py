@@ -1,10 +1,11 @@
 """What a candidate's process may do: compute, and read Python's libraries. Nothing else.
 
 The layers, each put on by the process itself before it loads the submission, and never taken off:
-limits on memory, time and files; no privileges; Landlock, which hides all files but the libraries;
-a filter of system calls, which leaves no way to make processes, sockets or files, nor to signal
-others. Where bubblewrap is installed, all of that happens inside one of its containers.
-None of it needs to be installed, nor root.
+limits on memory, time and files; no privileges, nor root's name; Landlock, which hides all files
+but the libraries; a filter of system calls, which leaves no way to make processes, sockets or
+files, nor to signal others. None of it needs to be installed, nor root.
+Where bubblewrap is installed, all of that happens inside one of its containers, from which not
+even the names and sizes of other files can be asked for.
 
 Whether they hold is tried, never guessed: `probe` puts them on in a process of its own,
 and tries to get out.
@@ -35,11 +36,14 @@ WORDS = {
     NONE: "no sandbox: a submission can read and change what you can",
 }
 
-MEMORY = 4 << 30  # bytes of address space; torch itself maps one
+MEMORY = 3 << 30  # bytes of address space, beyond what the libraries take
 SECONDS = 900  # of CPU time
 FILES = 128  # open at once
+TASKS = 4096  # processes and threads of its user, which the kernel counts together
 NOBODY = 65534
+STRANGERS = 1 << 30  # candidates of root are users from here on, each of its own number
 
+_READ = 1 << 2  # CAP_DAC_READ_SEARCH
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -74,35 +78,68 @@ def lock(strict: bool = True) -> None:
 # ---- limits and privileges
 
 
+def bound_memory(beyond: int) -> None:
+    """Let this process take so many bytes of address space more than it has now, and never more."""
+    with open("/proc/self/statm") as file:
+        mapped = int(file.read().split()[0]) * resource.getpagesize()
+    _bound(resource.RLIMIT_AS, mapped + beyond)
+
+
+def _bound(what: int, most: int) -> None:
+    hard = resource.getrlimit(what)[1]
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(what, (most, most))
+
+
 def _limits() -> None:
+    bound_memory(MEMORY)
     for what, most in (
-        (resource.RLIMIT_AS, MEMORY),
         (resource.RLIMIT_CPU, SECONDS),
         (resource.RLIMIT_NOFILE, FILES),
+        (resource.RLIMIT_NPROC, TASKS),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_CORE, 0),
     ):
-        hard = resource.getrlimit(what)[1]
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(what, (most, most))
+        _bound(what, most)
     # where memory runs out after all, this process goes first
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
 
 
 def _privileges() -> None:
-    """Nobody, where nobody can read the libraries; in any case without a capability."""
-    if os.geteuid() == 0 and _nobody_can_read():
+    """A user of its own in place of root, and no capability but, where only root can read the
+    libraries, to read what Landlock leaves.
+    """
+    kept = 0
+    if _is_root():
+        kept = 0 if _nobody_can_read() else _READ
+        _libc.prctl(8, 1, 0, 0, 0)  # PR_SET_KEEPCAPS, across the change of user
+        # the kernel counts threads by user: who shared one could leave the others none
+        user = STRANGERS + int.from_bytes(os.urandom(3), "big")
+        user = user if _has_user(user) else NOBODY
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(user, user, user)
     header = struct.pack("<Ii", 0x20080522, 0)
-    if _libc.capset(ctypes.c_char_p(header), ctypes.c_char_p(bytes(24))):
+    sets = struct.pack("<6I", kept, kept, 0, 0, 0, 0)
+    if _libc.capset(ctypes.c_char_p(header), ctypes.c_char_p(sets)):
         raise OSError(ctypes.get_errno(), "capset")
     if _libc.prctl(38, 1, 0, 0, 0):  # PR_SET_NO_NEW_PRIVS
         raise OSError(ctypes.get_errno(), "no_new_privs")
     _libc.prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE: its /proc belongs to root
     _libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG: it ends with its keeper
+
+
+def _is_root() -> bool:
+    """Whether this is root where there is a nobody; in a namespace of one user it is that user."""
+    return os.geteuid() == 0 and _has_user(NOBODY)
+
+
+def _has_user(number: int) -> bool:
+    """Whether there is a user of that number in this namespace."""
+    with open("/proc/self/uid_map") as file:
+        ranges = [[int(word) for word in line.split()] for line in file]
+    return any(first <= number < first + count for first, _, count in ranges)
 
 
 def _nobody_can_read() -> bool:
@@ -341,23 +378,35 @@ def container() -> list[str]:
     for path in ("/bin", "/sbin"):
         if os.path.islink(path):
             links += ["--symlink", os.readlink(path), path]
-    command = [
-        *(bwrap, "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"),
-        *("--clearenv", "--setenv", MARK, "1", "--dev", "/dev", "--chdir", "/"),
-        *("--proc", "/proc", "--ro-bind", "/sys/devices/system/cpu", "/sys/devices/system/cpu"),
-        *(*binds, *links),
-    ]
-    try:
-        done = subprocess.run(
-            [*command, sys.executable, "-I", "-S", "-c", ""],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=20,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return command if done.returncode == 0 else []
+    for namespaces in _namespaces():
+        command = [
+            *(bwrap, *namespaces, "--die-with-parent", "--new-session"),
+            *("--clearenv", "--setenv", MARK, "1", "--dev", "/dev", "--chdir", "/"),
+            *("--proc", "/proc", "--ro-bind", *2 * ["/sys/devices/system/cpu"]),
+            *(*binds, *links),
+        ]
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            done = subprocess.run(
+                [*command, sys.executable, "-I", "-S", "-c", ""],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=20,
+                check=False,
+            )
+            if done.returncode == 0:
+                return command
+    return []
+
+
+def _namespaces() -> list[list[str]]:
+    """Ways to part from the system, best first. In root's own, candidates can become nobody."""
+    ways = [["--unshare-all", "--cap-drop", "ALL"]]
+    if _is_root():
+        apart = [f"--unshare-{what}" for what in ("ipc", "pid", "net", "uts", "cgroup-try")]
+        needed = ("SETUID", "SETGID", "KILL", "DAC_READ_SEARCH")
+        kept = [part for name in needed for part in ("--cap-add", f"CAP_{name}")]
+        ways.insert(0, [*apart, "--cap-drop", "ALL", *kept])
+    return ways
 
 
 MARK = "PAPERLINGS_CONTAINED"

@@ -23,11 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-HEAD = 8 << 20  # bytes of JSON in a frame
-BODY = 512 << 20  # bytes of tensors in a frame
-TENSORS = 4096  # in a frame
+# the largest that an honest answer to any paper's tests takes is a fourth of each
+HEAD = 2 << 20  # bytes of JSON in a frame
+BODY = 64 << 20  # bytes of tensors in a frame, and of any that is made of it
+TENSORS = 1024  # in a frame
 AXES = 16
-NODES = 200_000  # values in a frame, counting each container
+NODES = 120_000  # values in a frame, counting each container
+RECORDS = 16  # kinds of named tuples
+FIELDS = 64  # of one
 DEPTH = 24
 TEXT = 1 << 20  # characters of a string
 DIGITS = 4000  # of an integer, which Python would not read beyond
@@ -42,7 +45,11 @@ DTYPES = {
         *(torch.complex64, torch.complex128),
     )
 }
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+SMALL = 1 << 16  # bytes that are cheaper copied than looked at where they are
+# what is sent is a tree that `pack` made, so it has no circles
+_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
 class WireError(Exception):
@@ -51,6 +58,10 @@ class WireError(Exception):
 
 class Uncrossable(TypeError):
     """A value that cannot cross; the message names it."""
+
+
+class Closed(WireError):
+    """The other side has gone."""
 
 
 class Late(WireError):
@@ -84,12 +95,13 @@ class Channel:
             layout, raw = _flat(tensor)
             described.append(layout)
             blobs.append(raw)
-        head = json.dumps([message, described], separators=(",", ":")).encode()
+        head = _encode([message, described]).encode()
         size = sum(len(blob) for blob in blobs)
-        if len(head) > HEAD or size > BODY:
-            raise Uncrossable(f"{len(head) + size} bytes are too many to cross at once")
+        whole = sum(tensor.nbytes for tensor in tensors)  # of those that repeat a place too
+        if len(head) > HEAD or whole > BODY:
+            raise Uncrossable(f"{len(head) + whole} bytes are too many to cross at once")
         parts: list[bytes | memoryview] = [LENGTHS.pack(len(head), size), head, *blobs]
-        if len(head) + size < 1 << 16:
+        if len(head) + size < SMALL:
             parts = [b"".join(parts)]
         try:
             for part in parts:
@@ -100,7 +112,7 @@ class Channel:
         except TimeoutError:
             raise Late("the other side does not read") from None
         except OSError as error:
-            raise WireError(f"the connection is closed ({error})") from None
+            raise Closed(f"the connection is closed ({error})") from None
 
     def receive(self, deadline: float = math.inf) -> tuple[Any, list[Tensor]]:
         """One frame: its message, and its tensors. Raises WireError, Late."""
@@ -113,13 +125,14 @@ class Channel:
         except (ValueError, RecursionError, TypeError):
             raise WireError("a frame is no JSON of a message and its tensors") from None
         shapes = _shapes(described)
-        if sum(shape.bytes for shape in shapes) != body_size:
+        sizes = [shape.bytes for shape in shapes]
+        if sum(sizes) != body_size:
             raise WireError("a frame holds more or fewer bytes than its tensors have")
         body = self._read(body_size, deadline)
         tensors, place = [], 0
-        for shape in shapes:
+        for shape, size in zip(shapes, sizes, strict=True):
             tensors.append(shape.tensor(body, place))
-            place += shape.bytes
+            place += size
         return message, tensors
 
     def _read(self, size: int, deadline: float) -> bytearray:
@@ -130,12 +143,12 @@ class Channel:
                 self._wait(deadline)
                 part = self.end.recv(min(max(size - len(data), 1 << 16), 1 << 20))
                 if not part:
-                    raise WireError("the other side has gone")
+                    raise Closed("the other side has gone")
                 data += part
         except TimeoutError:
             raise Late("the other side does not answer") from None
         except OSError as error:
-            raise WireError(f"the connection is closed ({error})") from None
+            raise Closed(f"the connection is closed ({error})") from None
         self.ahead = data[size:]
         del data[size:]
         return data
@@ -153,7 +166,7 @@ class Channel:
         self.end.close()
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Shape:
     """How a tensor of a frame lies in memory."""
 
@@ -176,26 +189,27 @@ class _Shape:
 
     def tensor(self, body: bytearray, place: int) -> Tensor:
         """The tensor, in memory of its own."""
-        count = math.prod(self.sent)
+        sent = self.sent
+        count = math.prod(sent)
         if not count:
             return torch.empty(self.shape, dtype=self.dtype)
         if self.dtype is torch.bool:  # a byte that is neither 0 nor 1 would be no bool
             flat = torch.frombuffer(body, dtype=torch.uint8, count=count, offset=place) != 0
         else:
-            part = body[place : place + self.bytes]  # a copy, and aligned
+            part = body[place : place + count * self.dtype.itemsize]  # a copy, and aligned
             flat = torch.frombuffer(part, dtype=self.dtype, count=count)
-        value = flat.reshape(self.sent)
+        value = flat.view(sent)
         if not self.strides:
             return value
-        extent = 1 + sum((n - 1) * s for n, s in zip(self.sent, self.strides, strict=True))
-        spread = torch.zeros(extent, dtype=self.dtype).as_strided(self.sent, self.strides)
+        extent = 1 + sum((n - 1) * s for n, s in zip(sent, self.strides, strict=True))
+        spread = torch.zeros(extent, dtype=self.dtype).as_strided(sent, self.strides)
         return spread.copy_(value).expand(self.shape)
 
 
 def _shapes(described: Any) -> list[_Shape]:
     if not isinstance(described, list) or len(described) > TENSORS:
         raise WireError("a frame describes its tensors wrongly")
-    shapes = []
+    shapes, whole = [], 0
     for item in described:
         if not isinstance(item, list) or len(item) != 3 or item[0] not in DTYPES:
             raise WireError("a frame holds a tensor of no known dtype")
@@ -206,26 +220,33 @@ def _shapes(described: Any) -> list[_Shape]:
             if any(type(n) is not int or not 0 <= n <= BODY for n in sizes):
                 raise WireError("a frame holds a tensor of an impossible size")
         found = _Shape(DTYPES[item[0]], tuple(shape), tuple(strides))
-        # an axis that repeats one place costs nothing to send, but its reader may copy it
-        if math.prod(found.shape) * found.dtype.itemsize > BODY:
-            raise WireError("a frame holds a tensor larger than any may be")
-        if strides and not _may_lie(found):
-            raise WireError("a frame holds a tensor that lies in memory impossibly")
+        # an axis that repeats one place, or that has none, costs nothing to send; but its reader
+        # may copy it, or sum over another
+        size = math.prod(n or 1 for n in shape)
+        if strides:
+            size = max(size, span := _span(found))
+            if not span:
+                raise WireError("a frame holds a tensor that lies in memory impossibly")
+        whole += size * found.dtype.itemsize
+        if whole > BODY:
+            raise WireError("a frame holds tensors larger than any may be")
         shapes.append(found)
     return shapes
 
 
-def _may_lie(shape: _Shape) -> bool:
-    """Whether no two entries share a place, nor lie far apart, but on axes of stride 0."""
+def _span(shape: _Shape) -> int:
+    """How many entries a tensor spans in memory; 0 where two of them share a place, or lie far
+    apart, but on axes of stride 0.
+    """
     if len(shape.strides) != len(shape.shape) or not math.prod(shape.shape):
-        return False
+        return 0
     extent = 1
     for stride, size in sorted(zip(shape.strides, shape.sent, strict=True)):
         if size > 1:
             if stride < extent:
-                return False
+                return 0
             extent = (size - 1) * stride + extent
-    return extent <= SPREAD * math.prod(shape.sent) + SPREAD
+    return extent if extent <= SPREAD * (math.prod(shape.sent) + 1) else 0
 
 
 def _flat(tensor: Tensor) -> tuple[list[Any], bytes | memoryview]:
@@ -234,8 +255,8 @@ def _flat(tensor: Tensor) -> tuple[list[Any], bytes | memoryview]:
         raise Uncrossable(f"a tensor of the layout {tensor.layout} cannot cross; a dense one can")
     if tensor.device.type != "cpu":
         raise Uncrossable(f"a tensor on {tensor.device} cannot cross; one on the CPU can")
-    name = str(tensor.dtype).removeprefix("torch.")
-    if name not in DTYPES:
+    name = NAMES.get(tensor.dtype)
+    if name is None:
         raise Uncrossable(f"a tensor of the dtype {tensor.dtype} cannot cross")
     if tensor.dim() > AXES:
         raise Uncrossable(f"a tensor of {tensor.dim()} axes cannot cross")
@@ -244,12 +265,17 @@ def _flat(tensor: Tensor) -> tuple[list[Any], bytes | memoryview]:
     strides: tuple[int, ...] = ()
     if not value.is_contiguous():
         lying = _Shape(value.dtype, shape, tuple(value.stride()))
-        if _may_lie(lying):
+        if _span(lying):
             strides = lying.strides
             value = value[tuple(slice(0, n) for n in lying.sent)]
-    if not value.numel():
-        return [name, list(shape), []], b""
-    return [name, list(shape), list(strides)], as_bytes(value).numpy().data
+    return [name, list(shape), list(strides)], _raw(value)
+
+
+def _raw(value: Tensor) -> bytes | memoryview:
+    if value.nbytes > SMALL or value.dtype is torch.bfloat16:  # which NumPy does not know
+        return as_bytes(value).numpy().data if value.numel() else b""
+    data: bytes = value.numpy().tobytes()
+    return data
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
@@ -310,10 +336,9 @@ class _Packer:
 
     def _unusual(self, value: Any, depth: int) -> Any:
         if isinstance(value, torch.dtype):
-            name = str(value).removeprefix("torch.")
-            if name not in DTYPES:
+            if value not in NAMES:
                 raise Uncrossable(f"the dtype {value} cannot cross")
-            return ["y", name]
+            return ["y", NAMES[value]]
         if isinstance(value, torch.Generator):
             if value.device.type != "cpu":
                 raise Uncrossable(f"a generator on {value.device} cannot cross")
@@ -365,6 +390,7 @@ def unpack(
 class _Unpacker:
     def __init__(self, tensors: Sequence[Tensor], other: Callable[[list[Any]], Any] | None):
         self.tensors, self.other, self.nodes = tensors, other, 0
+        self.records: set[tuple[str, ...]] = set()
 
     def unpack(self, tree: Any, depth: int) -> Any:
         self.nodes += 1
@@ -398,7 +424,7 @@ class _Unpacker:
     def _unusual(self, tag: str, rest: list[Any], tree: list[Any], depth: int) -> Any:
         if tag == "y" and len(rest) == 1 and rest[0] in DTYPES:
             return DTYPES[rest[0]]
-        if tag == "c" and len(rest) == 2 and all(isinstance(x, (int, float)) for x in rest):
+        if tag == "c" and len(rest) == 2 and all(type(x) is float for x in rest):
             return complex(*rest)
         if tag == "v":
             return torch.device("cpu")
@@ -406,10 +432,22 @@ class _Unpacker:
             return Ellipsis
         if tag == "n" and len(rest) >= 2:
             items = [self.unpack(item, depth + 1) for item in rest[2:]]
-            return _record(rest[0], rest[1], items)
+            return self._record(rest[0], rest[1], items)
         if self.other is None:
             raise WireError(f"a value of the kind {tag[:8]!r} is not expected here")
         return self.other(tree)
+
+    def _record(self, name: Any, fields: Any, items: list[Any]) -> Any:
+        known = isinstance(fields, list) and len(fields) == len(items) <= FIELDS
+        if not known or not all(is_name(field) and field[0] != "_" for field in [name, *fields]):
+            raise WireError("a named tuple has no names")
+        self.records.add((name, *fields))  # to make one takes as long as a thousand other values
+        if len(self.records) > RECORDS:
+            raise WireError("a value holds more kinds of named tuples than any may")
+        try:
+            return _kind(name, tuple(fields))(*items)
+        except ValueError:
+            raise WireError("a named tuple has impossible names") from None
 
 
 def _container(tag: str, items: list[Any]) -> Any:
@@ -421,16 +459,6 @@ def _container(tag: str, items: list[Any]) -> Any:
         return dict(zip(items[::2], items[1::2], strict=True)) if tag == "d" else slice(*items)
     except (TypeError, ValueError):
         raise WireError("a dict or a slice is none") from None
-
-
-def _record(name: Any, fields: Any, items: list[Any]) -> Any:
-    known = isinstance(fields, list) and len(fields) == len(items) <= 256
-    if not known or not all(is_name(field) and field[0] != "_" for field in [name, *fields]):
-        raise WireError("a named tuple has no names")
-    try:
-        return _kind(name, tuple(fields))(*items)
-    except ValueError:
-        raise WireError("a named tuple has impossible names") from None
 
 
 @lru_cache(maxsize=256)

@@ -18,6 +18,7 @@ import sys
 
 from paperlings.sealed import sandbox
 
+STOPPED = b"stopped"  # what a keeper tells that has ended its candidate itself
 _SUBREAPER = 36  # prctl
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -33,11 +34,13 @@ def main(handle: int) -> None:
         data, handles, _, _ = socket.recv_fds(control, 64, 2)
         if not data:
             os._exit(0)
-        if len(handles) == 2 and not os.fork():
-            control.close()
-            with contextlib.suppress(BaseException):
-                _keep(handles[0], handles[1], level)
-            os._exit(1)
+        me = os.getpid()
+        with contextlib.suppress(OSError):  # one that cannot be forked is missed by who asked
+            if len(handles) == 2 and not os.fork():
+                control.close()
+                with contextlib.suppress(BaseException):
+                    _keep(handles[0], handles[1], level, me)
+                os._exit(1)
         for received in handles:
             os.close(received)
 
@@ -47,6 +50,7 @@ def _import() -> None:
     import hypothesis
     import numpy
     import torch
+    import torch.fx.experimental.symbolic_shapes  # half a second, which autograd.grad would cost
 
     import paperlings.sealed.candidate
     import paperlings.testing
@@ -61,28 +65,35 @@ def _import() -> None:
     gc.freeze()
 
 
-def _keep(channel: int, lifeline: int, level: str) -> None:
-    """Look after one candidate until it ends, or the judge lets go of the lifeline."""
+def _keep(channel: int, lifeline: int, level: str, zygote: int) -> None:
+    """Look after one candidate until it ends, or the judge lets go of the lifeline, or the zygote
+    ends.
+    """
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _libc.prctl(_SUBREAPER, 1, 0, 0, 0)  # who is left behind becomes a child of this process
+    above = os.pidfd_open(zygote)
+    if os.getppid() != zygote:
+        return
+    me = os.getpid()
     child = os.fork()
     if not child:
         os.close(lifeline)
-        _be(channel, level)
+        _be(channel, level, me)
     os.close(channel)
     line = socket.socket(fileno=lifeline)
     ended = os.pidfd_open(child)
-    ready, _, _ = select.select([line.fileno(), ended], [], [])
+    ready, _, _ = select.select([line.fileno(), ended, above], [], [])
+    told = STOPPED if line.fileno() in ready else b""
     if ended in ready:
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        with contextlib.suppress(OSError):
-            line.send(str(status).encode())
+        told = str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])).encode()
     _end(child)
+    with contextlib.suppress(OSError):
+        line.send(told)
     os._exit(0)
 
 
-def _be(channel: int, level: str) -> None:
+def _be(channel: int, level: str, keeper: int) -> None:
     """Be the candidate."""
     try:
         os.setsid()
@@ -95,6 +106,8 @@ def _be(channel: int, level: str) -> None:
 
         end = wire.Channel(socket.socket(fileno=3))
         sandbox.lock(strict=level != sandbox.NONE)
+        if os.getppid() != keeper:  # it ended before its end could be heard of
+            os._exit(97)
         os.environ.clear()
         candidate.serve(end)
         os._exit(0)

@@ -101,13 +101,13 @@ def test_two_answers_are_none(write: Writer, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"x" * (intake.TEXT + 1), "larger than 1024 KiB"),
+        (b"x" * (intake.LARGEST + 1), "larger than 256 KiB"),
         (b"\xff\xfe", "no UTF-8 text"),
     ],
     ids=["huge", "binary"],
 )
 def test_files_are_small_and_text(write: Writer, data: bytes, says: str, tmp_path: Path) -> None:
-    """One megabyte of UTF-8 at most."""
+    """A quarter of a megabyte of UTF-8 at most."""
     assert says in taken(write(tmp_path, {f"{KEY}.py": data}))
 
 

@@ -593,7 +593,7 @@ def test_only_plain_files_are_graded(tmp_path: Path) -> None:
             lambda path: os.mkfifo(path),
             lambda path: path.mkdir(),
             lambda path: path.write_bytes(b"\xff"),
-            lambda path: path.write_text("#" * (nursery.TEXT + 1)),
+            lambda path: path.write_text("#" * (loading.LARGEST + 1)),
         )
     ):
         root = tmp_path / str(number)

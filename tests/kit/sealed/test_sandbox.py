@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from paperlings.sealed import nursery, sandbox
+from paperlings.outcomes import KitFault
+from paperlings.sealed import nursery, proxy, sandbox
 
 needs = pytest.mark.skipif(sandbox.probe() == sandbox.NONE, reason="no sandbox holds here")
 
@@ -81,6 +86,66 @@ def test_no_privilege_is_left() -> None:
     assert locked(code) == "-1"  # even to ask is refused
 
 
+@needs
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone has something to give up")
+def test_root_becomes_a_stranger() -> None:
+    """Also where only root can read the libraries, and with nothing of root's left but that; each
+    candidate another one, for the kernel counts threads by user.
+    """
+    who = "import os\nprint(*os.getresuid(), *os.getresgid())\n"
+    tried = "for path in ('/etc/shadow', '/root'):\n    print(os.access(path, os.W_OK))"
+    found = [locked(who + tried).split() for _ in range(2)]
+    for one in found:
+        assert len(set(one[:3])) == 1
+        assert int(one[0]) >= sandbox.STRANGERS
+        assert one[3:] == [str(sandbox.NOBODY)] * 3 + ["False", "False"]
+    assert found[0][0] != found[1][0]
+
+
+@needs
+def test_tasks_are_bounded() -> None:
+    """So many threads, and the machine has room for those of others."""
+    code = "import resource\nprint(resource.getrlimit(resource.RLIMIT_NPROC))"
+    most = min(sandbox.TASKS, *resource.getrlimit(resource.RLIMIT_NPROC)) % (1 << 64)
+    assert locked(code) in (f"({most}, {most})", f"({sandbox.TASKS}, {sandbox.TASKS})")
+
+
+@needs
+@pytest.mark.skipif(os.geteuid() != 0, reason="nobody else can look into a candidate")
+def test_a_candidate_has_inherited_nothing(tmp_path: Path, monkeypatch: Any) -> None:
+    """No open file but its connection, no memory that others write, and no word of the judge's."""
+    secret = os.urandom(16).hex()
+    monkeypatch.setenv("GRADER_TOKEN", secret)
+    first = nursery.Nursery()
+    link = first.link(tmp_path / "x.py")
+    with contextlib.suppress(proxy.Gone):
+        proxy.load(link, tmp_path / "x.py", "x", "y = 1")
+    candidate = _innermost(first.process.pid)
+    place = Path(f"/proc/{candidate}")
+    assert {path.name for path in (place / "fd").iterdir()} == {"0", "1", "2", "3"}
+    words = (place / "environ").read_bytes()
+    with open(place / "mem", "rb", 0) as memory:
+        for line in (place / "maps").read_text().splitlines():
+            bounds, rights, *_, path = [*line.split(), ""]
+            assert rights[3] == "p" or "w" not in rights, line
+            if rights[:2] != "rw" or path.startswith("[v"):
+                continue
+            start, end = (int(bound, 16) for bound in bounds.split("-"))
+            memory.seek(start)
+            words += memory.read(end - start)
+    assert len(words) > 1 << 20
+    assert secret.encode() not in words
+    assert b"no word of the judge" not in words
+    link.close("it has been looked at")
+    first.close()
+
+
+def _innermost(pid: int) -> int:
+    """The last of its line."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return _innermost(int(children[0])) if children else pid
+
+
 def test_a_filter_is_made_for_this_process() -> None:
     """Eight bytes an instruction, and fewer than the kernel takes."""
     code = sandbox.program()
@@ -115,24 +180,48 @@ def test_a_nursery_ends_with_all_its_candidates(tmp_path: Path) -> None:
     """Nothing is left of it."""
     first = nursery.Nursery()
     links = [first.link(tmp_path / "x.py") for _ in range(3)]
-    pid = first.process.pid
+    found: set[int] = set()
+    while len(found) < 7:  # itself, and for each a keeper and a candidate
+        found = {first.process.pid, *_below(first.process.pid)}
     first.close()
-    for _ in range(100):
-        if not os.path.exists(f"/proc/{pid}") and not _children_of(pid):
+    for _ in range(200):
+        if not any(map(_lives, found)):
             break
         time.sleep(0.02)
-    assert not _children_of(pid)
+    assert not any(map(_lives, found))
     for link in links:
-        link.close("it has ended")
+        with pytest.raises(KitFault):  # it did not end by itself
+            link.request({"do": "nothing"})
 
 
-def _children_of(pid: int) -> list[str]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid and fields[0] != "Z":
-            found.append(path.parent.name)
-    return found
+def test_a_nursery_that_has_ended_is_replaced(monkeypatch: Any, tmp_path: Path) -> None:
+    """By its owner; who was forked from that can only say so."""
+    monkeypatch.setattr(nursery, "_nursery", None)
+    first = nursery.shared()
+    assert nursery.shared() is first
+    os.killpg(first.process.pid, signal.SIGKILL)
+    while first.is_alive():
+        time.sleep(0.01)
+    monkeypatch.setattr(first, "owner", os.getppid())  # as it is in a process that is forked
+    with pytest.raises(KitFault, match="has ended"):
+        nursery.shared().link(tmp_path / "x.py")
+    monkeypatch.setattr(first, "owner", os.getpid())
+    second = nursery.shared()
+    assert second is not first
+    assert second.level == first.level
+    second.close()
+
+
+def _below(pid: int) -> list[int]:
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [pid for child in map(int, children) for pid in (child, *_below(child))]
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

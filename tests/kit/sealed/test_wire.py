@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import socket
 import struct
 import threading
@@ -206,6 +207,9 @@ def test_what_holds_itself_cannot_cross() -> None:
         (b'[0,[["float64",[2],[1,1]]]]', bytes(16), None),
         (b"[0,[" + b"[]," * 5000 + b"[]]]", b"", None),
         (json.dumps([0, [["uint8", [1] * 20, []]]]).encode(), bytes(1), None),
+        (b'[0,[["float64",[0,268435456],[]]]]', b"", None),
+        (json.dumps([0, [["uint8", [1 << 20], [0]]] * 100]).encode(), b"", None),
+        (json.dumps([0, [["uint8", [1 << 20], [15]]] * 5]).encode(), b"", None),
     ],
 )
 def test_a_frame_that_is_none_is_refused(
@@ -255,6 +259,26 @@ def test_bytes_that_are_no_bools_become_bools(ends: Ends) -> None:
     _, [x] = raw(ends, b'[0,[["bool",[3],[]]]]', bytes([0, 7, 1]))
     assert x.tolist() == [False, True, True]
     assert x.view(torch.uint8).tolist() == [0, 1, 1]
+
+
+def test_open_files_do_not_cross(ends: Ends) -> None:
+    """A frame that comes with some is read as it is, and they are closed unseen."""
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(50):
+        head = b"[1,[]]"
+        frame = struct.pack("<QQ", len(head), 0) + head
+        socket.send_fds(ends[0].end, [frame], [0, 1, ends[0].end.fileno()])
+        assert ends[1].receive(time.monotonic() + 5) == (1, [])
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_kinds_of_named_tuples_are_few() -> None:
+    """To make one takes as long as a thousand numbers do."""
+    many = ["l", *(["n", f"Kind{i}", []] for i in range(wire.RECORDS + 1))]
+    with pytest.raises(WireError, match="named tuples"):
+        wire.unpack(many, [])
+    with pytest.raises(WireError, match="named tuple"):
+        wire.unpack(["n", "Kind", [f"f{i}" for i in range(99)], *range(99)], [])
 
 
 def test_an_answer_has_a_deadline(ends: Ends) -> None:

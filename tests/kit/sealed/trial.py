@@ -84,6 +84,7 @@ class Field:
     def __init__(self, folder: Path):
         self.folder, self.others = folder, folder / "submissions"
         self.drop, self.canary = folder / "drop", folder / "canary"
+        self.ear = f"\0paperlings-redteam-{os.getpid()}"  # as another may be tried beside it
         self.drop.mkdir()
         self.drop.chmod(0o777)
         self.canary.write_text("alive")
@@ -91,7 +92,7 @@ class Field:
         self.ears = [
             self._ear(socket.SOCK_STREAM, ("127.0.0.1", 0)),
             self._ear(socket.SOCK_STREAM, str(folder / "listening"), socket.AF_UNIX),
-            self._ear(socket.SOCK_STREAM, "\0paperlings-redteam", socket.AF_UNIX),
+            self._ear(socket.SOCK_STREAM, self.ear, socket.AF_UNIX),
         ]
         self.port = self.ears[0].getsockname()[1]
         self.ears.append(self._ear(socket.SOCK_DGRAM, ("127.0.0.1", self.port)))
@@ -109,7 +110,7 @@ class Field:
         places = {
             **{"HOUSE": str(layout.HOME), "OTHERS": str(self.others), "DROP": str(self.drop)},
             **{"CANARY": str(self.canary), "PORT": self.port, "JUDGE": os.getpid()},
-            **{"SECRET": SECRET, "TMP": tempfile.gettempdir()},
+            **{"SECRET": SECRET, "TMP": tempfile.gettempdir(), "EAR": self.ear},
         }
         lines = [f"{name} = {value!r}" for name, value in places.items()]
         return "\n".join(
@@ -183,7 +184,7 @@ def judge(folder: Path, chosen: list[Attack]) -> dict[str, dict[str, Any]]:
     os.environ["GRADER_TOKEN"] = SECRET
     kindergarten = nursery.shared()
     assert kindergarten.level != sandbox.NONE, "attacks are tried in a sandbox only"
-    zygote = _innermost(kindergarten.process.pid)
+    zygote = innermost(kindergarten.process.pid)
     paperlings.judge.SECONDS = SECONDS
     found: dict[str, dict[str, Any]] = {"level": {"level": kindergarten.level}}
     honest = (layout.HOME / "solutions" / f"{KEY}.py").read_text()
@@ -212,7 +213,7 @@ def judge(folder: Path, chosen: list[Attack]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _innermost(pid: int) -> int:
+def innermost(pid: int) -> int:
     """The process that bubblewrap runs, or this one where there is no container."""
     while re.match(rb"\S*bwrap\0", Path(f"/proc/{pid}/cmdline").read_bytes()):
         pid = int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])

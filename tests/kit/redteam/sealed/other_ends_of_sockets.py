@@ -4,7 +4,6 @@ Must: no task passes, and nothing is touched.
 """
 
 import os
-import socket
 
 from targets import reached
 
@@ -12,7 +11,7 @@ for handle in [0, 1, 2, *range(4, 256)]:
     try:
         if os.path.samestat(os.fstat(handle), os.stat(os.devnull)):
             continue
-        socket.socket(fileno=os.dup(handle)).send(b"passed")
+        os.write(handle, b"passed")
         reached(f"the open file {handle}")
     except OSError:
         pass
