@@ -10,23 +10,27 @@ import bz2
 import csv
 import functools
 import gzip
+import hashlib
 import io
 import lzma
 import os
 import stat
 import tarfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
 from paperlings import UsageError, layout
+from paperlings.limits import TimeLimit, time_limit
 from paperlings.loading import LARGEST
 
 ARCHIVE = 64 << 20  # bytes of a zip or a tarball
 STREAM = 256 << 20  # bytes that a tarball unpacks to, as far as it is looked through
 MEMBERS = 10_000  # files in an archive, or in a folder that is looked through
+SECONDS = 20.0  # that one submission may take to read; some archives take Python's readers hours
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 # folders of this project that hold no answers of a student's, should all of it be handed in
 OTHERS = {"solutions", "reference", "tests", "kernels", "paperlings", "__MACOSX"}
@@ -65,10 +69,21 @@ def submissions(source: Path) -> list[Submission]:
             f"{source} holds no submissions: folders with <track>/<paper>.py in them, or archives "
             f"({', '.join(ARCHIVES)})"
         )
-    stems = [_stem(p.name) for p in found]
-    # dpo.zip beside a folder dpo: both keep their whole names
-    names = [p.name if stems.count(s) > 1 else s for p, s in zip(found, stems, strict=True)]
-    return [Submission(printable(n), p) for n, p in zip(names, found, strict=True)]
+    names = [printable(_stem(p.name)) for p in found]
+    # dpo.zip beside a folder dpo: both keep their whole names, and then, if need be, dpo.zip.zip
+    # too; what looks alike in print gets a sign as well
+    for longer in (_whole_name, _whole_name, _signed_name):
+        count = Counter(names)
+        names = [longer(p) if count[n] > 1 else n for p, n in zip(found, names, strict=True)]
+    return [Submission(n, p) for n, p in zip(names, found, strict=True)]
+
+
+def _whole_name(path: Path) -> str:
+    return printable(path.name)
+
+
+def _signed_name(path: Path) -> str:
+    return f"{printable(path.name)}~{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]}"
 
 
 def name_of(path: Path) -> str:
@@ -113,9 +128,13 @@ def take(submission: Submission, keys: Iterable[str]) -> dict[str, str | Refused
     """The text of each paper's file, or why it cannot be graded."""
     keys = list(keys)
     try:
-        return {key: _one(key, found) for key, found in _found(submission.path, keys).items()}
+        with time_limit(SECONDS):
+            found = _found(submission.path, keys)
+        return {key: _one(key, files) for key, files in found.items()}
     except Refused as why:
         return dict.fromkeys(keys, why)
+    except TimeLimit:
+        return dict.fromkeys(keys, Refused(f"it takes more than {SECONDS:g} s to read"))
     except Exception as error:  # what a broken archive makes its library raise has no end
         return dict.fromkeys(keys, Refused(f"it cannot be read: {_words(error)}"))
 
@@ -137,7 +156,7 @@ def _one(key: str, found: dict[str, bytes | Refused]) -> str | Refused:
     if isinstance(data, Refused):
         return data
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")  # Windows' editors begin it with a byte order mark
     except UnicodeDecodeError:
         return Refused(f"{key}.py is no UTF-8 text")
 
@@ -164,8 +183,9 @@ def _found(path: Path, keys: list[str]) -> dict[str, dict[str, bytes | Refused]]
 
     def offer(name: str, read: Callable[[], bytes | Refused]) -> None:
         for key in keys:
-            if _rank(key, name) < 9 and name not in found[key]:
-                found[key][name] = read()
+            if _rank(key, name) < 9:
+                twice = name in found[key]  # whoever unpacks it would see only the last
+                found[key][name] = Refused(f"it has {printable(name)} twice") if twice else read()
 
     mode = path.lstat().st_mode
     if stat.S_ISDIR(mode):
@@ -198,12 +218,12 @@ def _from_folder(root: Path, keys: list[str], offer: Offer) -> None:
             raise Refused(f"it holds more than {MEMBERS} files")
         if entry.is_dir(follow_symlinks=False):
             tops.append(entry.name)
-    for top in sorted(tops):
+    places = {"/".join(filter(None, (top, i))) for top in tops for i in ("exercises", "")}
+    for place in sorted(places):
         for key in keys:
-            for inner in ("exercises", ""):
-                name = "/".join(part for part in (top, inner, f"{key}.py") if part)
-                if _rank(key, name) < 9 and os.path.lexists(root / name):
-                    offer(name, functools.partial(_read, root, name))
+            name = "/".join(filter(None, (place, f"{key}.py")))
+            if _rank(key, name) < 9 and os.path.lexists(root / name):
+                offer(name, functools.partial(_read, root, name))
 
 
 def _read(root: Path, name: str) -> bytes | Refused:

@@ -12,6 +12,7 @@ from paperlings.cohort.units import INFRA_ERROR, REJECTED, Unit, result
 
 RETRIES = 2  # of a unit at which the machine or the kit failed
 STARTS = 3  # of a grader that ends before it is ready
+KILLED = 20  # of one that is killed before: by somebody else, or for want of memory
 
 Done = Callable[[Unit, dict[str, Any]], None]
 
@@ -66,10 +67,11 @@ def grade(units: Iterable[Unit], papers: list[str], workers: int, done: Done) ->
 
 
 def _start(papers: list[str], workers: int) -> Grader:
-    for attempt in range(STARTS):
+    ended: Counter[bool] = Counter()
+    while True:
         try:
             return Grader(papers, workers)
         except Ended as why:
-            if attempt + 1 == STARTS:
+            ended["SIGKILL" in str(why)] += 1
+            if ended[False] >= STARTS or ended[True] >= KILLED:
                 raise CannotStart(str(why)) from None
-    raise AssertionError

@@ -206,6 +206,6 @@ def source(root: Path, key: str) -> str:
     if len(data) > LARGEST:
         raise loading.Unloadable(f"{shown} is larger than {LARGEST >> 10} KiB")
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise loading.Unloadable(f"{shown} is no UTF-8 text") from None

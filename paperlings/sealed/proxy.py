@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FunctionType, ModuleType, TracebackType
@@ -754,22 +756,27 @@ def _place_of(path: str) -> tuple[str, str]:
 
 
 class Impl(ModuleType):
-    """The submission's module. A process that has ended is followed by another, a few times."""
+    """The submission's module. A process that has ended is followed by another, a few times in
+    each test: whoever ends one in one task shall not be missed in another.
+    """
 
-    MOST = 32  # processes for one paper
+    MOST = 4  # processes for one test
 
     def __init__(self, start: Callable[[], Link], path: Path, name: str):
         super().__init__(name)
         self.__file__ = str(path)
-        self.__dict__.update(_start=start, _link=None, _number=0, _cache={}, _begun=0)
+        self.__dict__.update(_start=start, _link=None, _number=0, _cache={}, _begun=Counter())
         self._root()
 
     def _root(self) -> _Held:
         link: Link | None = self.__dict__["_link"]
         if link is None or link.dead:
-            if self.__dict__["_begun"] >= self.MOST:
+            test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]  # without its phase
+            begun: Counter[str] = self.__dict__["_begun"]
+            if begun[test] >= self.MOST:
                 raise link.gone() if link else Gone("it cannot be started")
-            self.__dict__.update(_link=None, _cache={}, _begun=self.__dict__["_begun"] + 1)
+            begun[test] += 1
+            self.__dict__.update(_link=None, _cache={})
             self.__dict__["_link"] = link = self.__dict__["_start"]()
         held: _Held = link.root
         return held

@@ -102,6 +102,22 @@ def test_every_verdict_is_the_known_one(cohort, mistakes) -> None:
     assert before.items() <= after.items()
 
 
+def test_a_crash_in_one_task_is_none_in_another(cohort) -> None:
+    """However often a task ends its process, the others are judged."""
+    crash = "    import os; os._exit(0)\n    p = p.double()"
+    text = cohort.house.solution()
+    [line] = [line for line in text.splitlines() if line.startswith("    return -torch.xlogy")]
+    cohort.hand_in("crash", text.replace(line, crash))
+    tests = cohort.house.file("tests/papers").with_name("test_softmax.py")
+    more = "".join(
+        f"\n\ndef test_again_{i}(impl):\n    impl.entropy(torch.ones(1))\n" for i in range(40)
+    )
+    last = "\n\ndef test_last(impl):\n    assert impl.softmax(torch.zeros(1)) == 1\n"
+    tests.write_text(tests.read_text() + more + last)
+    cohort.run()
+    assert cohort.tasks() == {"crash": {"softmax": "passed", "entropy": "failed"}}
+
+
 def test_what_judges_is_part_of_a_result(cohort) -> None:
     """A changed test, oracle, list of mistakes or kit is a reason to grade again; claims are
     graded on their own.

@@ -111,6 +111,29 @@ def test_files_are_small_and_text(write: Writer, data: bytes, says: str, tmp_pat
     assert says in taken(write(tmp_path, {f"{KEY}.py": data}))
 
 
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_byte_order_mark_is_no_part_of_a_text(write: Writer, tmp_path: Path) -> None:
+    """Windows' editors write one, and Python reads over it."""
+    assert taken(write(tmp_path, {f"{KEY}.py": b"\xef\xbb\xbf" + TEXT.encode()})) == TEXT
+
+
+@pytest.mark.parametrize("write", ARCHIVERS)
+def test_a_name_that_is_there_twice_is_no_answer(write: Writer, tmp_path: Path) -> None:
+    """One who unpacks it sees the last, one who reads it the first."""
+    files = {f"{KEY}.py": TEXT.encode(), f"./{KEY}.py": b"answer = 41"}
+    assert taken(write(tmp_path, files)) == f"refused: it has {KEY}.py twice"
+
+
+def test_an_archive_that_takes_for_ever_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python's reader of tarballs takes the square of a header's length for some."""
+    monkeypatch.setattr(intake, "SECONDS", 0.2)
+    monkeypatch.setattr(intake.zipfile, "is_zipfile", lambda path: time.sleep(60))
+    path = write_tgz(tmp_path, {f"{KEY}.py": TEXT.encode()})
+    assert taken(path) == "refused: it takes more than 0.2 s to read"
+
+
 @pytest.mark.parametrize("write", ARCHIVERS)
 @pytest.mark.parametrize("name", [f"../../{KEY}.py", f"/{KEY}.py", f"a/../{KEY}.py"])
 def test_no_name_leads_out(write: Writer, name: str, tmp_path: Path) -> None:
@@ -222,6 +245,19 @@ def test_a_broken_archive_is_refused(
 
 
 # ---- which submissions there are
+
+
+def test_nobody_is_called_what_another_is(tmp_path: Path) -> None:
+    """Whatever is chosen as a file's name, no result takes the place of another's."""
+    for name in ("bob.zip", "bob.tar", "bob.zip.zip", "eve.zip.tar"):
+        (tmp_path / name).touch()
+    found = [submission.name for submission in intake.submissions(tmp_path)]
+    assert found == ["bob.tar", "bob.zip", "bob.zip.zip", "eve.zip"]
+    for name in ("a\nb", "a\\x0ab"):
+        (tmp_path / name).mkdir()
+    names = [submission.name for submission in intake.submissions(tmp_path)]
+    assert len(set(names)) == len(names) == 6
+    assert names[0].startswith("a\\x0ab~")
 
 
 def test_a_folder_holds_submissions_of_every_kind(tmp_path: Path) -> None:
