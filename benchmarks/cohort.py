@@ -139,7 +139,7 @@ def main() -> None:
             "units_per_second": round(units / seconds, 3),
             "cpu_seconds_per_unit": round(cpu / units, 3),
             "mib_per_worker": round(whole["mib"] / workers),
-            "start_seconds": round(start["seconds"], 1),
+            "start_seconds": round(start["seconds"] - start["units"] * seconds / units, 1),
         }
         points.append(point)
         print(json.dumps(point), flush=True)

@@ -49,12 +49,17 @@ class Session:
             cwd=house.home,
             env=environment,
             start_new_session=True,
-            # Ctrl-C reaches whom the terminal controls
-            preexec_fn=(lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)) if tty else None,
+            preexec_fn=self._as_from_a_shell,
             **streams,
         )
         if not tty:
             os.close(theirs)
+
+    def _as_from_a_shell(self) -> None:
+        # what runs in the background, as these tests may, ignores Ctrl-C and hands that on
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if self.tty:
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # Ctrl-C reaches whom the terminal controls
 
     def save(self, *edits: tuple[str, str], rename: bool = False) -> None:
         """Save the solution with some edits, as the learner's file."""
