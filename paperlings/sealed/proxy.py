@@ -16,7 +16,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FunctionType, ModuleType, TracebackType
+from types import CodeType, FunctionType, ModuleType, TracebackType
 from typing import Any
 
 import torch
@@ -271,13 +271,19 @@ def _traceback(path: Path, places: Any) -> TracebackType | None:
     line, name = places[-1]
     if type(line) is not int or not 0 < line < 100_000:
         return None
-    code = compile("\n" * (line - 1) + "raise RuntimeError", str(path), "exec", dont_inherit=True)
     try:
-        exec(code.replace(co_name=name if wire.is_name(name) else "<module>"), {})
+        exec(_raises(str(path), line, name if wire.is_name(name) else "<module>"), {})
     except RuntimeError as error:
         inner = error.__traceback__
         return inner.tb_next if inner else None
     return None
+
+
+@functools.lru_cache(maxsize=1 << 10)
+def _raises(path: str, line: int, name: str) -> CodeType:
+    """Code that raises at a place where there is none."""
+    text = "\n" * (line - 1) + "raise RuntimeError"
+    return compile(text, path, "exec", dont_inherit=True).replace(co_name=name)
 
 
 class _Held:
