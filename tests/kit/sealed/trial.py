@@ -111,6 +111,7 @@ class Field:
             **{"HOUSE": str(layout.HOME), "OTHERS": str(self.others), "DROP": str(self.drop)},
             **{"CANARY": str(self.canary), "PORT": self.port, "JUDGE": os.getpid()},
             **{"SECRET": SECRET, "TMP": tempfile.gettempdir(), "EAR": self.ear},
+            "OWNER": str(Path.home()),
         }
         lines = [f"{name} = {value!r}" for name, value in places.items()]
         return "\n".join(

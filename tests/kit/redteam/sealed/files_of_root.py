@@ -6,10 +6,11 @@ Must: no task passes, and nothing is touched.
 import ctypes
 import os
 
-from targets import HOUSE, reached
+from targets import HOUSE, OWNER, reached
 
 libc = ctypes.CDLL(None)
-paths = ["/etc/shadow", "/root/.ssh", "/root/.bash_history", "/proc/1/environ", f"{HOUSE}/tests"]
+paths = ["/etc/shadow", f"{OWNER}/.ssh", f"{OWNER}/.bash_history", "/proc/1/environ"]
+paths += [f"{HOUSE}/tests"]
 for path in [*paths, "/var/log", "/dev/sda", "/dev/mem", "/sys/kernel", "/home", "/", "/tmp"]:
     for flags in (os.O_RDONLY, os.O_RDONLY | os.O_DIRECTORY, os.O_RDONLY | os.O_NONBLOCK):
         try:

@@ -5,9 +5,9 @@ Must: no task passes, and nothing is touched.
 
 import os
 
-from targets import HOUSE, reached
+from targets import HOUSE, OWNER, reached
 
-for start in (HOUSE, ".", "/", "/tmp", "/home", "/root", "/srv", "/opt"):
+for start in (HOUSE, ".", "/", "/tmp", "/home", OWNER, "/srv", "/opt"):
     for _, _, names in os.walk(start):
         if "test_softmax.py" in names:
             reached("the tests")
