@@ -8,6 +8,7 @@ Exit status: 0 graded, whatever the verdicts; 1 fewer tasks pass than --fail-und
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
 import sys
@@ -140,6 +141,7 @@ def row(run: runner.Run, paper: catalogue.Paper, reports: Path) -> dict[str, Any
     }
 
 
+@functools.cache
 def machine() -> dict[str, Any]:
     """What the code ran on."""
     import torch

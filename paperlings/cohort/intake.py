@@ -102,16 +102,14 @@ def _listed(source: Path) -> list[Submission]:
     found: dict[str, Submission] = {}
     try:
         for row in rows:
-            name, path = (row["submission"] or "").strip(), (row["path"] or "").strip()
+            name = printable((row["submission"] or "").strip())
+            path = (row["path"] or "").strip()
             if not name or not path:
-                raise UsageError(
-                    f"{source}, line {rows.line_num}: it needs a submission and a path"
-                )
-            if printable(name) in found:
-                raise UsageError(f"{source}, line {rows.line_num}: {name} is there twice")
-            name = printable(name)
+                raise ValueError("it needs a submission and a path")
+            if name in found:
+                raise ValueError(f"{name} is there twice")
             found[name] = Submission(name, source.parent / path)
-    except csv.Error as error:
+    except (csv.Error, ValueError) as error:
         raise UsageError(f"{source}, line {rows.line_num}: {error}") from None
     if not found:
         raise UsageError(f"{source} names no submissions")
@@ -305,10 +303,6 @@ def _unpacked(path: Path) -> IO[bytes]:
     return open(path, "rb")
 
 
-def _limited(file: IO[bytes]) -> IO[bytes]:
-    return cast(IO[bytes], _Limited(file))
-
-
 class _Limited:
     """A file of which no more than STREAM bytes are read."""
 
@@ -329,8 +323,8 @@ def _is_archive(name: str) -> bool:
 
 def _stem(name: str) -> str:
     """The name of a submission's file or folder without what says how it is packed."""
-    ending = next((e for e in sorted(ARCHIVES, key=len)[::-1] if name.lower().endswith(e)), "")
-    return name.removesuffix(name[len(name) - len(ending) :]) if ending else name
+    ending = max((e for e in ARCHIVES if name.lower().endswith(e)), key=len, default="")
+    return name[: len(name) - len(ending)]
 
 
 def _is_submission(folder: Path) -> bool:

@@ -40,15 +40,12 @@ class Nursery:
     Processes that are forked from this one may ask it for candidates too.
     """
 
-    def __init__(self, contained: bool = True):
-        self.level = ""
-        for command in ([sandbox.container()] if contained else []) + [[]]:
-            if command or not self.level:
-                self._start(command)
-                if self.level != sandbox.NONE or not command:
-                    break
-                self.close()
-                self.level = ""
+    def __init__(self) -> None:
+        container = sandbox.container()
+        self._start(container)
+        if container and self.level == sandbox.NONE:
+            self.close()
+            self._start([])
 
     def _start(self, container: list[str]) -> None:
         self.control, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
