@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import tempfile
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +24,40 @@ def write(path: Path, data: str | bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def read_own(root: Path, name: str, most: int) -> bytes:
+    """The file `name` under `root`: a regular one, with no other name, that no link leads to.
+
+    It is opened folder by folder, so that none is put in the way meanwhile. Raises ValueError,
+    which says what it is instead, or that it has more than so many bytes.
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    handle = -1
+    try:
+        handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        *folders, last = name.split("/")
+        for folder in folders:
+            inner = os.open(folder, flags | os.O_DIRECTORY, dir_fd=handle)
+            os.close(handle)
+            handle = inner
+        file = os.open(last, flags, dir_fd=handle)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise ValueError("is reached by a link, or by what is no folder") from None
+        raise ValueError(f"cannot be read: {error.strerror}") from None
+    finally:
+        if handle >= 0:
+            os.close(handle)
+    found = os.fstat(file)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        os.close(file)
+        raise ValueError("is no file of its own")
+    with open(file, "rb") as opened:
+        data = opened.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"is larger than {most >> 10} KiB")
+    return data
 
 
 def back_up(path: Path) -> Path:

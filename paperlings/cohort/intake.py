@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
-from paperlings import UsageError, layout
+from paperlings import UsageError, files, layout
 from paperlings.limits import TimeLimit, time_limit
 from paperlings.loading import LARGEST
 
@@ -128,7 +128,7 @@ def take(submission: Submission, keys: Iterable[str]) -> dict[str, str | Refused
     try:
         with time_limit(SECONDS):
             found = _found(submission.path, keys)
-        return {key: _one(key, files) for key, files in found.items()}
+        return {key: _one(key, mine) for key, mine in found.items()}
     except Refused as why:
         return dict.fromkeys(keys, why)
     except TimeLimit:
@@ -225,25 +225,11 @@ def _from_folder(root: Path, keys: list[str], offer: Offer) -> None:
 
 
 def _read(root: Path, name: str) -> bytes | Refused:
-    """One regular file under `root`, opened folder by folder so that no link is followed."""
-    handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    """One regular file under `root`, that no link leads to."""
     try:
-        *folders, last = name.split("/")
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        for folder in folders:
-            inner = os.open(folder, flags | os.O_DIRECTORY, dir_fd=handle)
-            os.close(handle)
-            handle = inner
-        file = os.open(last, flags, dir_fd=handle)
-    except OSError:
-        return Refused(f"{printable(name)} is reached by a link, or cannot be read")
-    finally:
-        os.close(handle)
-    with open(file, "rb") as opened:
-        found = os.fstat(file)
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-            return Refused(f"{printable(name)} is no file of its own")
-        return _bounded(name, opened.read(LARGEST + 1))
+        return files.read_own(root, name, LARGEST)
+    except ValueError as why:
+        return Refused(f"{printable(name)} {why}")
 
 
 def _bounded(name: str, data: bytes) -> bytes | Refused:

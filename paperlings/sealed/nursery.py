@@ -7,13 +7,12 @@ import contextlib
 import os
 import signal
 import socket
-import stat
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
-from paperlings import UsageError, layout, loading
+from paperlings import UsageError, files, layout, loading
 from paperlings.loading import LARGEST
 from paperlings.outcomes import KitFault
 from paperlings.sealed import proxy, sandbox
@@ -183,26 +182,10 @@ def source(root: Path, key: str) -> str:
     """The text of a submission: one regular file, no link, in the root itself. Raises
     Unloadable.
     """
-    path = layout.source(root, key)
-    shown = layout.shown(path)
-    for part in (path, *path.parents):
-        if part == root:
-            break
-        if part.is_symlink():
-            raise loading.Unloadable(f"{shown} is reached by a link; only files are graded")
+    shown = layout.shown(layout.source(root, key))
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise loading.Unloadable(f"{shown} cannot be read: {error.strerror}") from None
-    found = os.fstat(handle)
-    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-        os.close(handle)
-        raise loading.Unloadable(f"{shown} is no file of its own; only such are graded")
-    with open(handle, "rb") as file:
-        data = file.read(LARGEST + 1)
-    if len(data) > LARGEST:
-        raise loading.Unloadable(f"{shown} is larger than {LARGEST >> 10} KiB")
-    try:
-        return data.decode("utf-8-sig")
+        return files.read_own(root, f"{key}.py", LARGEST).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise loading.Unloadable(f"{shown} is no UTF-8 text") from None
+    except ValueError as why:
+        raise loading.Unloadable(f"{shown} {why}") from None
