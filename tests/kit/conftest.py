@@ -100,6 +100,29 @@ def _build(home: Path, *names: str) -> House:
     return house
 
 
+def _said(home: Path, program: Path, *arguments: str, seconds: float, text: str = "") -> Any:
+    done = subprocess.run(
+        [sys.executable, str(program), *arguments],
+        cwd=home,
+        env={**os.environ, "PYTHONPATH": str(home), "OMP_NUM_THREADS": "1"},
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="session")
+def said() -> Callable[..., Any]:
+    """`said(home, program, *arguments, seconds=...)`: what a program of the tests prints last, as
+    JSON, after so long at most; it runs in a process of its own, in the house `home`.
+    """
+    return _said
+
+
 @pytest.fixture(scope="session")
 def build() -> Callable[..., House]:
     """`build(folder, *names)` makes a house."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,20 +16,12 @@ CHEATS = {cheat.name: cheat for cheat in trial.cheats()}
 
 
 @pytest.fixture(scope="module")
-def findings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+def findings(
+    said: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[dict[str, Any]]]:
     """What was found of each cheat, and of the honest solution, by name."""
     folder = tmp_path_factory.mktemp("cheats")
-    done = subprocess.run(
-        [sys.executable, str(TRIAL), str(folder)],
-        cwd=layout.HOME,
-        env={**os.environ, "PYTHONPATH": str(layout.HOME), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, list[dict[str, Any]]] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, list[dict[str, Any]]] = said(layout.HOME, TRIAL, str(folder), seconds=300)
     return found
 
 

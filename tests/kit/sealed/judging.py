@@ -1,32 +1,15 @@
-"""Judging many jobs in a process of its own: they come in as JSON, what is found goes out so."""
+"""Judging many jobs in a process of its own: they come in as JSON, the arguments of runner.Job, and
+what is found goes out so.
+"""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from paperlings import runner
-
-
-def judged(home: Path, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What became of each job of the house `home`. jobs: the arguments of runner.Job."""
-    done = subprocess.run(
-        [sys.executable, __file__],
-        cwd=home,
-        env={**os.environ, "PYTHONPATH": str(home), "OMP_NUM_THREADS": "1"},
-        input=json.dumps(jobs),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def _judge(asked: list[dict[str, Any]]) -> list[dict[str, Any]]:

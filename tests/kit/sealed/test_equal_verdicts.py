@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from paperlings import files, loading
+from paperlings import files
 from paperlings.sealed import sandbox
 from paperlings.verdict import FAILED, PASSED, TODO
 
@@ -22,14 +23,14 @@ MINE = [SOLUTION, STUB, *(f"mistake-{i}" for i in range(1, len(MISTAKES) + 1))]
 WRITES = "mistake-6"
 WORDS = ("test", "status", "what", "question", "example", "behaves_like", "todo_of", "timed_out")
 
-judging: Any = loading.load(Path(__file__).with_name("judging.py"), "sealed.judging")
+JUDGING = Path(__file__).with_name("judging.py")
 
 pytestmark = pytest.mark.skipif(sandbox.probe() == sandbox.NONE, reason="no sandbox holds here")
 
 
 @pytest.fixture(scope="module")
 def judged(
-    build: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+    build: Callable[..., Any], said: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[tuple[str, bool], dict[str, Any]]:
     """What became of each submission, open and sealed."""
     folder = tmp_path_factory.mktemp("equal")
@@ -43,7 +44,7 @@ def judged(
         for sealed in (False, True):
             places = {"root": str(folder / name), "reports": str(folder / "reports")}
             jobs[name, sealed] = {"key": KEY, "sealed": sealed, **places}
-    found = judging.judged(house.home, list(jobs.values()))
+    found = said(house.home, JUDGING, text=json.dumps(list(jobs.values())), seconds=600)
     return dict(zip(jobs, found, strict=True))
 
 

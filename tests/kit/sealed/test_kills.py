@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,23 +20,14 @@ pytestmark = pytest.mark.skipif(sandbox.probe() == sandbox.NONE, reason="no sand
 
 @pytest.fixture(scope="module")
 def runs(
-    build: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+    build: Callable[..., Any], said: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, Any]]:
     """What became of the runs; they are ended elsewhere every time, so the moment is told."""
     folder = tmp_path_factory.mktemp("kills")
     house = build(folder / "house", "softmax")
     seed = int.from_bytes(os.urandom(4), "big")
-    done = subprocess.run(
-        [sys.executable, str(KILLS), str(folder / "field"), str(seed), str(TIMES)],
-        cwd=house.home,
-        env={**os.environ, "PYTHONPATH": str(house.home), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    arguments = (str(folder / "field"), str(seed), str(TIMES))
+    found: list[dict[str, Any]] = said(house.home, KILLS, *arguments, seconds=600)
     assert len(found) == 2 + 8 * TIMES
     return found
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,23 +22,14 @@ pytestmark = pytest.mark.skipif(sandbox.probe() == sandbox.NONE, reason="no sand
 
 @pytest.fixture(scope="module")
 def judged(
-    build: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+    build: Callable[..., Any], said: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict[str, Any]]:
     """What became of each attack, and of the honest solution."""
     folder = tmp_path_factory.mktemp("redteam")
     house = build(folder / "house", "softmax")
     (folder / "field").mkdir()
-    done = subprocess.run(
-        [sys.executable, str(TRIAL), str(ATTACKS), str(folder / "field")],
-        cwd=house.home,
-        env={**os.environ, "PYTHONPATH": str(house.home), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    found: dict[str, dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    places = (str(ATTACKS), str(folder / "field"))
+    found: dict[str, dict[str, Any]] = said(house.home, TRIAL, *places, seconds=900)
     return found
 
 

@@ -4,12 +4,14 @@ that looks the answers up.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from paperlings import files, layout, loading, runner, stubs
+from paperlings import files, layout, runner, stubs
 from paperlings.sealed import sandbox
 from paperlings.verdict import PASSED, TODO
 
@@ -62,7 +64,7 @@ for _task in TASKS:
     globals()[_task] = _found.get(_task, _zeros)
 """
 
-judging: Any = loading.load(Path(__file__).with_name("judging.py"), "sealed.judging")
+JUDGING = Path(__file__).with_name("judging.py")
 
 pytestmark = pytest.mark.skipif(sandbox.probe() == sandbox.NONE, reason="no sandbox holds here")
 
@@ -78,7 +80,9 @@ def text(key: str, kind: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, bool], dict[str, Any]]:
+def judged(
+    said: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[str, str, bool], dict[str, Any]]:
     """What became of each triple, and of the cheat where nothing is locked."""
     folder = tmp_path_factory.mktemp("triples")
     asked = [(key, kind, True) for key in KEYS for kind in (SOLUTION, STUB, CHEAT)]
@@ -89,7 +93,8 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, boo
         places = {"root": str(folder / kind), "reports": str(folder)}
         jobs.append({"key": key, "claims": False, "sealed": sealed, **places})
         jobs[-1]["diagnosis"] = runner.NONE
-    return dict(zip(asked, judging.judged(layout.HOME, jobs), strict=True))
+    found = said(layout.HOME, JUDGING, text=json.dumps(jobs), seconds=600)
+    return dict(zip(asked, found, strict=True))
 
 
 @pytest.mark.parametrize("key", KEYS)
