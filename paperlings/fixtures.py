@@ -6,7 +6,6 @@ import contextlib
 import functools
 import gc
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -29,32 +28,37 @@ def impl(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
     gc.freeze()  # what has been imported stays; looking through it again costs half a second
     judge = judge_of(request.config)
     key = _key(request)
-    if request.config.getoption("--sealed"):
-        if layout.is_kernel(key):
-            unverified("kernels run in the judge's own process, so they cannot be judged sealed")
-        yield from _sealed(judge, key)
-        return
-    path = layout.source(judge.root, key)
-    with _interpreted(path) if layout.is_kernel(key) else contextlib.nullcontext() as watch:
-        judge.write({"importing": key})
-        try:
-            module = loading.load_candidate(judge.root, key)
-        finally:
-            judge.write({"imported": key})
-        if watch:
-            watch.changed()  # what the import has replaced of the judge is put back at once
+    load = _sealed if request.config.getoption("--sealed") else _here
+    with (
+        _interpreted() if layout.is_kernel(key) else contextlib.nullcontext(),
+        load(judge, key) as module,
+    ):
         yield module
 
 
+@contextlib.contextmanager
+def _here(judge: Judge, key: str) -> Iterator[ModuleType]:
+    """The module under test in this process; what a kernel does is watched."""
+    with contextlib.ExitStack() as stack:
+        watching = None
+        if layout.is_kernel(key):
+            from paperlings.lanes import watch
+
+            watching = stack.enter_context(watch.held(layout.source(judge.root, key)))
+        with _importing(judge, key):
+            module = loading.load_candidate(judge.root, key)
+        if watching:
+            watching.changed()  # what the import has replaced of the judge is put back at once
+        yield module
+
+
+@contextlib.contextmanager
 def _sealed(judge: Judge, key: str) -> Iterator[ModuleType]:
     """The module under test in a process of its own, in which there is nothing to find."""
     from paperlings.sealed import nursery
 
-    judge.write({"importing": key})
-    try:
+    with _importing(judge, key):
         module = nursery.load(judge.root, key)
-    finally:
-        judge.write({"imported": key})
     try:
         yield module
     finally:
@@ -62,14 +66,24 @@ def _sealed(judge: Judge, key: str) -> Iterator[ModuleType]:
 
 
 @contextlib.contextmanager
-def _interpreted(path: Path) -> Iterator[Any]:
-    """Interpret kernels in the block, and watch what the candidate in the file at `path` does."""
+def _importing(judge: Judge, key: str) -> Iterator[None]:
+    """Whoever ends the process in the block has ended it by being imported."""
+    judge.write({"importing": key})
+    try:
+        yield
+    finally:
+        judge.write({"imported": key})
+
+
+@contextlib.contextmanager
+def _interpreted() -> Iterator[None]:
+    """Interpret kernels in the block; where they run elsewhere, those of known mistakes."""
     if reason := lanes.why_not_interpreter():
         unverified(reason)
-    from paperlings.lanes import interpreter, watch
+    from paperlings.lanes import interpreter
 
-    with interpreter.faithful(), watch.held(path) as held:
-        yield held
+    with interpreter.faithful():
+        yield
 
 
 @pytest.fixture(scope="module")

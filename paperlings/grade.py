@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import platform
+import subprocess
 import sys
 import time
 from datetime import UTC, datetime
@@ -146,13 +147,24 @@ def machine() -> dict[str, Any]:
     """What the code ran on."""
     import torch
 
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": str(torch.__version__),
-        "gpu": gpu,
+        "gpu": _gpu(),
     }
+
+
+def _gpu() -> str | None:
+    """The name of the first NVIDIA GPU. torch would take it into use, after which no process of
+    ours may fork.
+    """
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return next(iter(said.stdout.strip().splitlines()), None)
 
 
 def save(result: dict[str, Any], reports: Path) -> None:

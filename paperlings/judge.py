@@ -61,6 +61,9 @@ class Judge:
         A test that the log names already is not begun again: an earlier process did.
         seed: of the cases that are drawn, in place of those that every run draws.
         """
+        from paperlings.testing import seeding
+
+        seeding.begin(seed)
         self.root, self.log, self.diagnoses, self.seed = root, log, diagnoses, seed
         for event in events(Path(log)):
             self.begun |= {event[word] for word in ("started", "test") if word in event}

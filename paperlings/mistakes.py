@@ -43,11 +43,9 @@ class Rates:
 
 def mistakes(names: list[str], sealed: bool = False) -> int:
     """Try every variant of the papers that `names` mean, print the rates,
-    and return 1 if anything is at fault. sealed: each in a locked process; kernels are left out.
+    and return 1 if anything is at fault. sealed: each in a locked process.
     """
     keys = [paper.key for paper in catalogue.load().select_written(names)]
-    if sealed:
-        keys = [key for key in keys if not layout.is_kernel(key)]
     runner.warm()
     rates = measure(keys, sealed)
     show(rates)

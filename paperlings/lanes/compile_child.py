@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 from paperlings import loading
-from paperlings.lanes import cubin
-from paperlings.lanes.cubin import CHIPS, Chip
+from paperlings.lanes import cubin, recorder
+from paperlings.lanes.cubin import CHIPS, Chip, Launched
 from paperlings.lanes.recorder import Failure, Recorder
 
 Answer = dict[str, Any]
@@ -49,15 +49,16 @@ def answer(request: Answer) -> Answer:
     {"unreadable": why the machine code cannot be read} or {"fault": of the kit}.
     """
     try:
-        module = _load(request)
-        answers = _of_each_chip(module, request)
+        module = load(request)
     except Failure as error:
         return {error.kind: str(error)}
+    answers = _of_each_chip(module, request)
     odd = next((found for found in answers if "kernels" not in found), None)
     return odd or {"kernels": [kernel for found in answers for kernel in found["kernels"]]}
 
 
-def _load(request: Answer) -> ModuleType:
+def load(request: Answer) -> ModuleType:
+    """The module of a request. Raises Failure."""
     path = Path(request["path"])
     try:
         return loading.load(path, f"candidate.{path.parent.name}.{path.stem}", request["text"])
@@ -94,17 +95,32 @@ def _received(receive: Connection, process: Any) -> Answer:
 def _work(parent: int, module: ModuleType, request: Answer, chip: Chip, send: Connection) -> None:
     _die_with(parent)
     try:
-        send.send(_for_chip(module, request, chip))
+        found = launched(module, request, chip)
+        send.send(_read(found["launched"], chip) if "launched" in found else found)
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         said = f"{type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})"
         send.send({"fault": said})
 
 
-def _for_chip(module: ModuleType, request: Answer, chip: Chip) -> Answer:
+def _read(found: list[tuple[Launched, bytes]], chip: Chip) -> Answer:
+    try:
+        tools = recorder.tools()
+        kernels = [
+            cubin.combined(chip, kernel, cubin.counts(code, tools)) for kernel, code in found
+        ]
+    except cubin.Unreadable as error:
+        return {"unreadable": str(error)}
+    return {"kernels": [dataclasses.asdict(kernel) for kernel in kernels]}
+
+
+def launched(module: ModuleType, request: Answer, chip: Chip) -> Answer:
+    """{"launched": the kernels that the function of a request launches on a chip, each with its
+    machine code}, or what is wrong. Triton is changed for good.
+    """
     args, kwargs = _made(request["args"]), _made(request["kwargs"])
-    recorder = Recorder(chip)
-    recorder.install()
+    recording = Recorder(chip)
+    recording.install()
     try:
         getattr(module, request["function"])(*args, **kwargs)
     except Failure as error:
@@ -113,12 +129,9 @@ def _for_chip(module: ModuleType, request: Answer, chip: Chip) -> Answer:
         if name := _stub(error):
             return {"todo": name}
         return {"host": _host_error(error, request["path"])}
-    if not recorder.kernels:
+    if not recording.kernels:
         return {"host": f"{request['function']} launches no kernel"}
-    try:
-        return {"kernels": [dataclasses.asdict(kernel) for kernel in recorder.compiled()]}
-    except cubin.Unreadable as error:
-        return {"unreadable": str(error)}
+    return {"launched": recording.seen()}
 
 
 def _die_with(parent: int) -> None:

@@ -12,7 +12,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,22 @@ _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.
 
 
 @dataclass(frozen=True)
+class Launched:
+    """What the compiler knows of a kernel that was launched.
+
+    shared: bytes of shared memory.  columns: of tensor memory.  dots: whether it has a tl.dot.
+    seconds: what compiling took.
+    """
+
+    kernel: str
+    warps: int
+    shared: int
+    columns: int
+    dots: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Compiled:
     """A kernel that was launched, compiled for one chip.
 
@@ -91,6 +107,18 @@ class Compiled:
 
 class Unreadable(Exception):
     """The machine code cannot be read here; the message says why."""
+
+
+def combined(chip: Chip, launched: Launched, found: dict[str, Any]) -> Compiled:
+    """A kernel that was launched, with the counts of its machine code."""
+    registers, shared, columns = found["registers"], launched.shared, launched.columns
+    return Compiled(
+        chip=chip.name,
+        limit=chip.block,
+        blocks=blocks(chip, registers, launched.warps, shared, columns),
+        **asdict(launched),
+        **found,
+    )
 
 
 def counts(code: bytes, tools: Path) -> dict[str, Any]:
@@ -139,7 +167,10 @@ def _listing(code: bytes, tools: Path) -> str:
                 [tools / "cuobjdump", "-res-usage", "-sass", file.name],
                 capture_output=True,
                 text=True,
-                env={"PATH": os.pathsep.join((str(tools), os.environ.get("PATH", "")))},
+                env={
+                    "PATH": os.pathsep.join((str(tools), os.environ.get("PATH", ""))),
+                    "TMPDIR": tempfile.gettempdir(),
+                },
             )
         except OSError as error:
             raise Unreadable(f"cuobjdump cannot be run: {error.strerror}") from None

@@ -21,7 +21,7 @@ from triton.runtime.errors import OutOfResources, PTXASError
 from triton.runtime.jit import JITFunction
 
 from paperlings.lanes import cubin
-from paperlings.lanes.cubin import Chip, Compiled
+from paperlings.lanes.cubin import Chip, Launched
 
 UNFIT = (OutOfResources, CompileTimeAssertionFailure, PTXASError)  # why a tuner skips a config
 
@@ -119,29 +119,26 @@ class Recorder:
         shared, columns = _memory(kernel)
         return shared <= self.chip.block and columns <= self.chip.columns
 
-    def compiled(self) -> list[Compiled]:
-        """What the machine code of every kernel says. Raises Unreadable."""
-        return [self._read(*kernel) for kernel in self.kernels.values()]
+    def seen(self) -> list[tuple[Launched, bytes]]:
+        """What triton knows of every kernel, and its machine code."""
+        return [
+            (self._launched(name, kernel, seconds), kernel.asm["cubin"])
+            for name, kernel, seconds in self.kernels.values()
+        ]
 
-    def _read(self, name: str, kernel: Any, seconds: float) -> Compiled:
-        try:
-            tools = Path(triton.knobs.nvidia.cuobjdump.path).parent
-        except RuntimeError as error:
-            raise cubin.Unreadable(str(error)) from None
-        counts = cubin.counts(kernel.asm["cubin"], tools)
-        (shared, columns), warps = _memory(kernel), int(kernel.metadata.num_warps)
-        return Compiled(
-            kernel=name,
-            chip=self.chip.name,
-            warps=warps,
-            shared=shared,
-            limit=self.chip.block,
-            columns=columns,
-            dots="tt.dot" in kernel.asm["ttir"],
-            blocks=cubin.blocks(self.chip, counts["registers"], warps, shared, columns),
-            seconds=round(seconds, 3),
-            **counts,
-        )
+    def _launched(self, name: str, kernel: Any, seconds: float) -> Launched:
+        shared, columns = _memory(kernel)
+        dots = "tt.dot" in kernel.asm["ttir"]
+        warps = int(kernel.metadata.num_warps)
+        return Launched(name, warps, shared, columns, dots, round(seconds, 3))
+
+
+def tools() -> Path:
+    """The folder of cuobjdump and nvdisasm. Raises Unreadable."""
+    try:
+        return Path(triton.knobs.nvidia.cuobjdump.path).parent
+    except RuntimeError as error:
+        raise cubin.Unreadable(str(error)) from None
 
 
 def _run(tuner: Any, config: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

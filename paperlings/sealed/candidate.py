@@ -12,6 +12,7 @@ import contextlib
 import functools
 import importlib
 import io
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -92,6 +93,8 @@ class _Candidate:
         self.drivers: dict[str, Callable[..., Any]] = {}
         self.sent: list[tuple[nn.Module, dict[str, int]]] = []
         self.generators: dict[int, torch.Generator] = {}
+        self.sanitizer: Any = None  # of kernels
+        self.kept = contextlib.ExitStack()  # what goes on as long as the process does
 
     def answer(self, message: dict[str, Any], tensors: list[Tensor]) -> None:
         """Do what the judge asks, and reply."""
@@ -131,9 +134,45 @@ class _Candidate:
     def _load(
         self, message: dict[str, Any], tensors: list[Tensor], parcel: Parcel
     ) -> dict[str, Any]:
-        self.file = f"{message['file']}:{message['name']}"  # as the loader calls it
-        module = loading.load(Path(message["file"]), message["name"], message["source"])
+        path = Path(message["file"])
+        self.file = f"{path}:{message['name']}"  # as the loader calls it
+        watch = self._interpret(path) if message["kernel"] else None
+        module = loading.load(path, message["name"], message["source"])
+        if watch:
+            watch.changed()  # what the import has replaced of the judge is put back at once
         return {"value": self._lend(module, parcel)}
+
+    def _interpret(self, path: Path) -> Any:
+        """Interpret kernels from here on, and watch what the file at `path` does."""
+        os.environ["TRITON_INTERPRET"] = "1"
+        from paperlings.lanes import interpreter, sanitizer, watch
+
+        self.sanitizer = sanitizer
+        self.kept.enter_context(interpreter.faithful())
+        return self.kept.enter_context(watch.held(path))
+
+    def _compile(
+        self, message: dict[str, Any], tensors: list[Tensor], parcel: Parcel
+    ) -> dict[str, Any]:
+        """Compile what a function launches on a chip; the judge has a lent function assemble it."""
+        from paperlings.lanes import compile_child, cubin, toolless
+        from paperlings.lanes.recorder import Failure
+
+        def assemble(ptx: bytes, fused: bool) -> Any:
+            return self.ask(0, (torch.frombuffer(bytearray(ptx), dtype=torch.uint8), fused), {})
+
+        toolless.install(message["cuda"], assemble)
+        try:
+            module = compile_child.load(message["request"])
+            chip = cubin.CHIPS[message["sm"]]
+            found = compile_child.launched(module, message["request"], chip)
+        except Failure as error:
+            found = {error.kind: str(error)}
+        [[kind, value]] = found.items()
+        if kind == "launched":
+            value = [[int(code), *vars(kernel).values()] for kernel, code in value]
+        wire.pack([kind, value], self._lend, parcel)
+        return {"value": parcel.tree}
 
     def _get(
         self, message: dict[str, Any], tensors: list[Tensor], parcel: Parcel
@@ -273,7 +312,11 @@ class _Candidate:
                 measurement = Measurement()
                 stack.enter_context(_Called(measurement))
                 dispatched = stack.enter_context(_Dispatched(measurement))
+            if self.sanitizer:
+                self.sanitizer.clear()
             value = call()
+            if self.sanitizer:  # the submission may have swallowed what was raised
+                self.sanitizer.raise_if_any()
         if found is not None:
             seen |= {"changed": found.changed, "seen": [text[:SAID] for text in found.seen[:9]]}
         if message.get("measure"):

@@ -3,7 +3,7 @@ of the tests.
 
 A driver reads libraries, plain constants, and functions and classes of its file that do the same
 (see paperlings.testing.driver). So it is sent as the texts of these, without their comments,
-and the constants by name.
+and the constants by name. One of the kit's own is there already.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class Shipment:
 
     @functools.cached_property
     def key(self) -> str:
-        return hashlib.sha256("\n".join([self.name, *self.texts]).encode()).hexdigest()
+        whole = [self.name, *self.imports.get(self.name, ()), *self.texts]
+        return hashlib.sha256("\n".join(whole).encode()).hexdigest()
 
 
 @functools.cache
@@ -52,6 +53,9 @@ def shipment(thing: Callable[..., Any]) -> Shipment:
     if getattr(plain, "__closure__", None):
         raise Uncrossable(f"{plain.__qualname__} cannot cross: it closes over variables")
     found = Shipment(plain.__name__)
+    if _is_of(plain.__module__):
+        found.imports[found.name] = (plain.__module__, found.name)
+        return found
     space = vars(sys.modules[plain.__module__]) if isinstance(plain, type) else plain.__globals__
     definitions = _definitions(str(space["__file__"]))
     if plain.__name__ not in definitions:
@@ -78,7 +82,7 @@ def _take(found: Shipment, name: str, space: Mapping[str, Any]) -> None:
         home, attribute = value.__name__, ""
     else:
         home, attribute = str(getattr(value, "__module__", "")), getattr(value, "__name__", "")
-    if any(home == library or home.startswith(library + ".") for library in LIBRARIES):
+    if _is_of(home):
         found.imports[name] = _public(home, attribute, value)
     elif home in ("typing", "collections.abc", "dataclasses", "collections"):
         found.imports[name] = (home, attribute or str(getattr(value, "_name", "")))
@@ -86,6 +90,11 @@ def _take(found: Shipment, name: str, space: Mapping[str, Any]) -> None:
         raise Uncrossable(f"{found.name} reads {name}, which cannot go with it to the candidate")
     else:
         found.values[name] = value
+
+
+def _is_of(home: str) -> bool:
+    """Whether a module is a library's, or the kit's, which is where the candidate is too."""
+    return any(home == library or home.startswith(library + ".") for library in LIBRARIES)
 
 
 def _public(home: str, attribute: str, value: Any) -> tuple[str, str]:

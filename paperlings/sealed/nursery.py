@@ -86,7 +86,7 @@ class Nursery:
                 near.close()
                 line.close()
                 raise KitFault(f"the process for sealed grading has ended ({error})") from None
-        return proxy.Link(Channel(near), lambda ended: _ended(line, ended), path)
+        return proxy.Link(Channel(near, sends_far=True), lambda ended: _ended(line, ended), path)
 
     def is_alive(self) -> bool:
         """Whether the process is there, of whomever it is a child."""
@@ -164,7 +164,7 @@ def load(root: Path, key: str) -> proxy.Impl:
         link = nursery.link(path)
 
         def there(path: Path, name: str, source: str | None = None) -> ModuleType:
-            return proxy.load(link, path, name, text)
+            return proxy.load(link, path, name, text, layout.is_kernel(key))
 
         try:
             loading.load_candidate(root, key, there)
@@ -175,14 +175,15 @@ def load(root: Path, key: str) -> proxy.Impl:
             raise
         return link
 
-    return proxy.Impl(start, path, name)
+    return proxy.Impl(start, path, name, text, lambda: nursery.link(path))
 
 
 def source(root: Path, key: str) -> str:
     """The text of a submission: one regular file, no link, in the root itself. Raises
     Unloadable.
     """
-    shown = layout.shown(layout.source(root, key))
+    path = layout.source(root, key)
+    shown, root = layout.shown(path), path.parents[1]
     try:
         return files.read_own(root, f"{key}.py", LARGEST).decode("utf-8-sig")
     except UnicodeDecodeError:

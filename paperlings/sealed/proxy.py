@@ -74,13 +74,17 @@ class Link:
         self.root: Any = None
 
     def request(
-        self, message: dict[str, Any], tensors: Any = (), lent: list[Any] | None = None
+        self,
+        message: dict[str, Any],
+        tensors: Any = (),
+        lent: list[Any] | None = None,
+        seconds: float = SECONDS,
     ) -> tuple[dict[str, Any], list[Tensor]]:
         """Ask, and wait for the answer, serving what the candidate asks meanwhile."""
         if self.dead:
             raise self.gone()
         self._take_leave(message)
-        deadline = time.monotonic() + SECONDS
+        deadline = time.monotonic() + seconds
         pending: BaseException | None = None
         try:
             self.channel.send(message, tensors, deadline)
@@ -103,7 +107,7 @@ class Link:
             raise
         except Late:
             self.close("it did not answer in time")
-            raise TimeLimit(f"stopped after {SECONDS:g} s") from None
+            raise TimeLimit(f"stopped after {seconds:g} s") from None
         except Exception as what:
             raise self._nonsense(what) from None
         except BaseException:
@@ -764,14 +768,24 @@ def _place_of(path: str) -> tuple[str, str]:
 class Impl(ModuleType):
     """The submission's module. A process that has ended is followed by another, a few times in
     each test: whoever ends one in one task shall not be missed in another.
+
+    start: starts a process with the module in it.  empty: one without.
     """
 
     MOST = 4  # processes for one test
 
-    def __init__(self, start: Callable[[], Link], path: Path, name: str):
+    def __init__(
+        self,
+        start: Callable[[], Link],
+        path: Path,
+        name: str,
+        source: str = "",
+        empty: Callable[[], Link] | None = None,
+    ):
         super().__init__(name)
         self.__file__ = str(path)
-        self.__dict__.update(_start=start, _link=None, _number=0, _cache={}, _begun=Counter())
+        self.__dict__.update(_start=start, _link=None, _cache={}, _begun=Counter())
+        self.__dict__.update(_source=source, _empty=empty)
         self._root()
 
     def _root(self) -> _Held:
@@ -810,6 +824,12 @@ class Impl(ModuleType):
         key = held.link.define(function)
         return call(held.link, [held.number, ""], "", args, kwargs, driver=key)
 
+    def __compile__(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Compile what one of its functions launches; see paperlings.lanes.compiled."""
+        from paperlings.sealed import compiling
+
+        return compiling.answer({**request, "text": self._source}, self._empty)
+
     def close(self) -> None:
         """End the process."""
         link: Link | None = self.__dict__["_link"]
@@ -821,9 +841,11 @@ def _refuse(value: Any, parcel: Parcel) -> Any:
     raise Uncrossable(f"a driver reads a {type(value).__name__}, which cannot go with it")
 
 
-def load(link: Link, path: Path, name: str, source: str) -> ModuleType:
-    """Load the submission's text there; raises what it raises."""
-    message = {"do": "load", "file": str(path), "name": name, "source": source}
+def load(link: Link, path: Path, name: str, source: str, kernel: bool) -> ModuleType:
+    """Load the submission's text there; raises what it raises. kernel: its launches are interpreted
+    and watched.
+    """
+    message = {"do": "load", "file": str(path), "name": name, "source": source, "kernel": kernel}
     reply, _ = link.request(message)
     tree = reply.get("value")
     if not isinstance(tree, list) or len(tree) < 2 or type(tree[1]) is not int:

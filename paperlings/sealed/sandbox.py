@@ -38,6 +38,7 @@ WORDS = {
 
 MEMORY = 3 << 30  # bytes of address space, beyond what the libraries take
 SECONDS = 900  # of CPU time
+TOOL_BYTES = 64 << 20  # of a file that a tool writes
 FILES = 128  # open at once
 TASKS = 4096  # processes and threads of its user, which the kernel counts together
 THREADS = 64  # where its user has no others; each competes with whatever else is graded
@@ -72,8 +73,24 @@ def lock(strict: bool = True) -> None:
         try:
             layer()
         except (OSError, ValueError, Unlockable) as error:
-            if strict and not (layer is _landlock and _is_contained()):
+            if strict and not (layer is _landlock and is_contained()):
                 raise Unlockable(f"{layer.__name__.strip('_')}: {error}") from None
+
+
+def lock_tools(folder: str, seconds: int) -> None:
+    """Lock a process that starts the kit's own tools on what a candidate has made: they may read
+    what a candidate may, and write into `folder`. Raises OSError, Unlockable.
+    """
+    bound_memory(MEMORY)
+    for what, most in (
+        (resource.RLIMIT_CPU, seconds),
+        (resource.RLIMIT_FSIZE, TOOL_BYTES),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        _bound(what, most)
+    _privileges()
+    if landlock_version():
+        _landlock(folder)
 
 
 # ---- limits and privileges
@@ -94,11 +111,16 @@ def _bound(what: int, most: int) -> None:
 
 def _limits() -> None:
     bound_memory(MEMORY)
+    _bound(resource.RLIMIT_NOFILE, FILES)
+    bound(0)
+
+
+def bound(size: int) -> None:
+    """Let this process write files of such a size, and take its share of time, never more."""
     for what, most in (
         (resource.RLIMIT_CPU, SECONDS),
-        (resource.RLIMIT_NOFILE, FILES),
         (resource.RLIMIT_NPROC, TASKS),
-        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_FSIZE, size),
         (resource.RLIMIT_CORE, 0),
     ):
         _bound(what, most)
@@ -111,9 +133,14 @@ def _privileges() -> None:
     """A user of its own in place of root, and no capability but, where only root can read the
     libraries, to read what Landlock leaves.
     """
-    kept = 0
+    give_up(_READ if _is_root() and not _nobody_can_read() else 0)
+    _libc.prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE: its /proc belongs to root
+    _libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG: it ends with its keeper
+
+
+def give_up(kept: int = 0) -> None:
+    """Root's name for that of a stranger, and every capability but `kept`, for good."""
     if _is_root():
-        kept = 0 if _nobody_can_read() else _READ
         _libc.prctl(8, 1, 0, 0, 0)  # PR_SET_KEEPCAPS, across the change of user
         # the kernel counts threads by user: who shared one could leave the others none
         user = STRANGERS + int.from_bytes(os.urandom(3), "big")
@@ -127,8 +154,6 @@ def _privileges() -> None:
         raise OSError(ctypes.get_errno(), "capset")
     if _libc.prctl(38, 1, 0, 0, 0):  # PR_SET_NO_NEW_PRIVS
         raise OSError(ctypes.get_errno(), "no_new_privs")
-    _libc.prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE: its /proc belongs to root
-    _libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG: it ends with its keeper
 
 
 def _is_root() -> bool:
@@ -165,7 +190,7 @@ def landlock_version() -> int:
     return max(int(version), 0)
 
 
-def _landlock() -> None:
+def _landlock(writable: str = "") -> None:
     version = landlock_version()
     if not version:
         raise Unlockable("this kernel has no Landlock")
@@ -179,9 +204,10 @@ def _landlock() -> None:
     )
     if ruleset < 0:
         raise OSError(ctypes.get_errno(), "landlock_create_ruleset")
-    for path in readable():
+    for path in [*readable(), *([writable] if writable else [])]:
         handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
         allowed = _READ_FILE | (_EXECUTE | _READ_DIR if os.path.isdir(path) else 0)
+        allowed = rights if path == writable else allowed
         rule = struct.pack("<Qi", allowed, handle)
         if _libc.syscall(_ADD, ruleset, 1, ctypes.c_char_p(rule), ctypes.c_uint32(0)):
             raise OSError(ctypes.get_errno(), path)
@@ -280,6 +306,27 @@ _CALLS = {
     "getrandom": (318, 278),
 }
 _OPEN, _OPENAT, _CLONE, _CLONE3 = (2, -1), (257, 56), (56, 220), (435, 435)
+# what neither a compiler nor a driver asks for: more namespaces and mounts, files by their number,
+# others' memory, keys that are inherited, and what the kernel has had its holes in
+_REFUSED = {
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    "mount": (165, 40),
+    "umount2": (166, 39),
+    "pivot_root": (155, 41),
+    "chroot": (161, 51),
+    "open_by_handle_at": (304, 265),
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "keyctl": (250, 219),
+    "bpf": (321, 280),
+    "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282),
+    "io_uring_setup": (425, 425),
+}
 _KILL_CALL, _FCNTL = (62, 129), (72, 25)
 _SENDTO, _RECVFROM = (44, 206), (45, 207)
 _TGKILL, _PRLIMIT, _PRCTL, _IOCTL = (234, 131), (302, 261), (157, 167), (16, 29)
@@ -288,7 +335,7 @@ _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _ALLOW, _KILL, _REFUSE = 0x7FFF0000, 0x80000000, 0x00050000
 _EPERM, _ENOSYS = 1, 38
 _LOAD, _JUMP_EQUAL, _JUMP_ATLEAST, _AND, _RETURN = 0x20, 0x15, 0x35, 0x54, 0x06
-_THREAD = 0x00010000  # CLONE_THREAD
+_THREAD, _USERS = 0x00010000, 0x10000000  # CLONE_THREAD, CLONE_NEWUSER
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -326,8 +373,10 @@ class _Program:
         self.add(_RETURN, _REFUSE | how)
 
 
-def program() -> bytes:
-    """The filter for this machine and this process. Raises Unlockable on one it does not know."""
+def _begun() -> _Program:
+    """A filter for this machine, which has no rules yet. Raises Unlockable on one it does not
+    know.
+    """
     if platform.machine() not in _MACHINES or sys.byteorder != "little":
         raise Unlockable(f"no filter for {platform.machine()}")
     machine, architecture = _MACHINES[platform.machine()]
@@ -338,6 +387,12 @@ def program() -> bytes:
     p.add(_LOAD, 0)
     p.add(_JUMP_ATLEAST, 0x40000000, 0, 1)  # the calls of another ABI
     p.add(_RETURN, _KILL)
+    return p
+
+
+def program() -> bytes:
+    """The filter for this process."""
+    p = _begun()
     for call in _CALLS.values():
         p.rule(call)
     p.rule(_OPEN, (2, _WRITES, (0,)))
@@ -356,8 +411,23 @@ def program() -> bytes:
     return b"".join(p.code)
 
 
+def lenient() -> bytes:
+    """The filter for a process that starts others, in a container."""
+    p = _begun()
+    for call in _REFUSED.values():
+        p.refuse(call, _EPERM)
+    p.rule(_CLONE, (0, _USERS, (0,)))
+    p.refuse(_CLONE3, _ENOSYS)
+    p.add(_RETURN, _ALLOW)
+    return b"".join(p.code)
+
+
 def _filter() -> None:
-    code = program()
+    put_on(program())
+
+
+def put_on(code: bytes) -> None:
+    """Filter the system calls of this process, and of those it starts, for good."""
     memory = ctypes.create_string_buffer(code, len(code))
     head = struct.pack("<HxxxxxxQ", len(code) // 8, ctypes.addressof(memory))
     if _libc.prctl(22, 2, ctypes.c_char_p(head), 0, 0):  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
@@ -366,9 +436,14 @@ def _filter() -> None:
 
 # ---- bubblewrap
 
+PROCESSORS = "/sys/devices/system/cpu"
 
-def container() -> list[str]:
-    """The command that runs another in a container of bubblewrap, or nothing where none works."""
+
+def container(*also: str) -> list[str]:
+    """The command that runs another in a container of bubblewrap, or nothing where none works.
+
+    also: more of bubblewrap's arguments, before the libraries, which may lie on what these mount.
+    """
     bwrap = shutil.which("bwrap")
     if bwrap is None:
         return []
@@ -381,8 +456,8 @@ def container() -> list[str]:
     for namespaces in _namespaces():
         command = [
             *(bwrap, *namespaces, "--die-with-parent", "--new-session"),
-            *("--clearenv", "--setenv", MARK, "1", "--dev", "/dev", "--chdir", "/"),
-            *("--proc", "/proc", "--ro-bind", *2 * ["/sys/devices/system/cpu"]),
+            *("--clearenv", "--setenv", MARK, "1", "--dev", "/dev"),
+            *("--proc", "/proc", *also, "--ro-bind", *2 * [PROCESSORS]),
             *(*binds, *links),
         ]
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
@@ -412,7 +487,7 @@ def _namespaces() -> list[list[str]]:
 MARK = "PAPERLINGS_CONTAINED"
 
 
-def _is_contained() -> bool:
+def is_contained() -> bool:
     return os.environ.get(MARK) == "1"
 
 
@@ -435,7 +510,7 @@ def probe() -> str:
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status:
         return NONE
-    return BUBBLEWRAP if _is_contained() else LANDLOCK
+    return BUBBLEWRAP if is_contained() else LANDLOCK
 
 
 def escapes() -> list[str]:

@@ -35,6 +35,7 @@ DEPTH = 24
 TEXT = 1 << 20  # characters of a string
 DIGITS = 4000  # of an integer, which Python would not read beyond
 SPREAD = 16  # a strided tensor may lie in so many times the memory it fills
+FEW = 4096  # elements of one of the judge's that may lie farther apart
 
 LENGTHS = struct.Struct("<QQ")
 DTYPES = {
@@ -78,10 +79,15 @@ class Parcel:
 
 
 class Channel:
-    """One end of the connection."""
+    """One end of the connection.
 
-    def __init__(self, end: socket.socket):
+    Tensors may lie far apart in memory where they are the judge's, as the tests of kernels have
+    them: one end sends those, and the other takes them.
+    """
+
+    def __init__(self, end: socket.socket, *, sends_far: bool = False, takes_far: bool = False):
         self.end = end
+        self.sends_far, self.takes_far = sends_far, takes_far
         self.ahead = bytearray()  # what has arrived, and was not asked for yet
 
     def send(
@@ -92,7 +98,7 @@ class Channel:
             raise Uncrossable(f"{len(tensors)} tensors cannot cross at once; {TENSORS} can")
         described, blobs = [], []
         for tensor in tensors:
-            layout, raw = _flat(tensor)
+            layout, raw = _flat(tensor, self.sends_far)
             described.append(layout)
             blobs.append(raw)
         head = _encode([message, described]).encode()
@@ -124,7 +130,7 @@ class Channel:
             message, described = json.loads(bytes(head))
         except (ValueError, RecursionError, TypeError):
             raise WireError("a frame is no JSON of a message and its tensors") from None
-        shapes = _shapes(described)
+        shapes = _shapes(described, self.takes_far)
         sizes = [shape.bytes for shape in shapes]
         if sum(sizes) != body_size:
             raise WireError("a frame holds more or fewer bytes than its tensors have")
@@ -202,11 +208,20 @@ class _Shape:
         if not self.strides:
             return value
         extent = 1 + sum((n - 1) * s for n, s in zip(sent, self.strides, strict=True))
-        spread = torch.zeros(extent, dtype=self.dtype).as_strided(sent, self.strides)
-        return spread.copy_(value).expand(self.shape)
+        if extent > _room(sent):
+            from paperlings.testing.spread import spread
+
+            return spread(value, self.strides).expand(self.shape)
+        lying = torch.zeros(extent, dtype=self.dtype).as_strided(sent, self.strides)
+        return lying.copy_(value).expand(self.shape)
 
 
-def _shapes(described: Any) -> list[_Shape]:
+def _room(sent: Sequence[int]) -> int:
+    """In how many entries of memory a tensor of that shape may lie."""
+    return SPREAD * (math.prod(sent) + 1)
+
+
+def _shapes(described: Any, far: bool) -> list[_Shape]:
     if not isinstance(described, list) or len(described) > TENSORS:
         raise WireError("a frame describes its tensors wrongly")
     shapes, whole = [], 0
@@ -217,16 +232,18 @@ def _shapes(described: Any) -> list[_Shape]:
         for sizes in (shape, strides):
             if not isinstance(sizes, list) or len(sizes) > AXES:
                 raise WireError("a frame holds a tensor of no shape")
-            if any(type(n) is not int or not 0 <= n <= BODY for n in sizes):
+            most = 1 << 40 if far and sizes is strides else BODY
+            if any(type(n) is not int or not 0 <= n <= most for n in sizes):
                 raise WireError("a frame holds a tensor of an impossible size")
         found = _Shape(DTYPES[item[0]], tuple(shape), tuple(strides))
         # an axis that repeats one place, or that has none, costs nothing to send; but its reader
         # may copy it, or sum over another
         size = math.prod(n or 1 for n in shape)
         if strides:
-            size = max(size, span := _span(found))
-            if not span:
+            span = _span(found)
+            if not span or (span > _room(found.sent) and not far):
                 raise WireError("a frame holds a tensor that lies in memory impossibly")
+            size = size if far else max(size, span)
         whole += size * found.dtype.itemsize
         if whole > BODY:
             raise WireError("a frame holds tensors larger than any may be")
@@ -235,8 +252,8 @@ def _shapes(described: Any) -> list[_Shape]:
 
 
 def _span(shape: _Shape) -> int:
-    """How many entries a tensor spans in memory; 0 where two of them share a place, or lie far
-    apart, but on axes of stride 0.
+    """How many entries a tensor spans in memory; 0 where two of them share a place, but on axes of
+    stride 0.
     """
     if len(shape.strides) != len(shape.shape) or not math.prod(shape.shape):
         return 0
@@ -246,10 +263,10 @@ def _span(shape: _Shape) -> int:
             if stride < extent:
                 return 0
             extent = (size - 1) * stride + extent
-    return extent if extent <= SPREAD * (math.prod(shape.sent) + 1) else 0
+    return extent
 
 
-def _flat(tensor: Tensor) -> tuple[list[Any], bytes | memoryview]:
+def _flat(tensor: Tensor, far: bool) -> tuple[list[Any], bytes | memoryview]:
     """The description of a tensor, and its bytes."""
     if tensor.layout != torch.strided or tensor.is_quantized:
         raise Uncrossable(f"a tensor of the layout {tensor.layout} cannot cross; a dense one can")
@@ -265,7 +282,8 @@ def _flat(tensor: Tensor) -> tuple[list[Any], bytes | memoryview]:
     strides: tuple[int, ...] = ()
     if not value.is_contiguous():
         lying = _Shape(value.dtype, shape, tuple(value.stride()))
-        if _span(lying):
+        span = _span(lying)
+        if span and (span <= _room(lying.sent) or (far and math.prod(lying.sent) <= FEW)):
             strides = lying.strides
             value = value[tuple(slice(0, n) for n in lying.sent)]
     return [name, list(shape), list(strides)], _raw(value)

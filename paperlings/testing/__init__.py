@@ -7,7 +7,7 @@ from paperlings.testing.driver import driver
 from paperlings.testing.gradient import gradients
 from paperlings.testing.meter import Measurement, assert_avoids, growth, measure
 from paperlings.testing.rounding import assert_as_exact_as_torch
-from paperlings.testing.seeding import seeded
+from paperlings.testing.seeding import drawn, seeded
 from paperlings.testing.strategies import (
     distinct,
     fill,
@@ -27,6 +27,7 @@ __all__ = [
     "assert_avoids",
     "assert_close",
     "distinct",
+    "drawn",
     "driver",
     "fill",
     "gradients",

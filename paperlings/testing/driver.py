@@ -1,7 +1,7 @@
 """What needs live objects on the candidate's side: an optimizer stepping, hooks, an environment,
 a long loop.
 
-A driver is a plain function of `impl` and plain data that belongs to the tests.
+A driver is a plain function of `impl` and plain data that belongs to the tests, or to the kit.
 It could run in another process than the test that calls it, so it is held to what that allows:
 plain data in and out, and nothing read but libraries, plain constants and its file's helpers.
 """
@@ -46,8 +46,10 @@ def driver(function: Callable[..., Any]) -> Callable[..., Any]:
 @functools.cache
 def _check_names(function: Callable[..., Any]) -> None:
     """Refuse a function that reads a global which is no library, no plain data, and no function or
-    class of its file that passes the same check.
+    class of its file that passes the same check. The kit's own can go anywhere.
     """
+    if _is_library(function):
+        return
     waiting, seen = [function], {function}
     while waiting:
         reader = waiting.pop()
@@ -88,3 +90,9 @@ def _check(tree: Any, where: str) -> None:
             _check(value, where)
     elif not isinstance(tree, PLAIN):
         raise TypeError(f"{where} a {type(tree).__name__}, which is no plain data")
+
+
+def name_of(impl: Any, function: Callable[..., Any]) -> str:
+    """The name under which a function was read off `impl`; its own may be another one."""
+    known = vars(impl).get("_cache", vars(impl))  # what is sealed keeps what was read
+    return next((name for name, value in known.items() if value is function), function.__name__)

@@ -2,12 +2,14 @@
 one test a fact and task.
 
 A test module says `EXAMPLES = {"task": KernelExample(...)}`; the plugin collects the functions
-below into it. They judge a kernel by what it does to memory, not by how it is written.
+below into it. They judge a kernel by what it does to memory, not by how it is written;
+so each runs where the kernel's memory is, which may be another process than the test's.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from paperlings.testing import conformance
 from paperlings.testing.close import Mismatch, assert_close, unchanged
 from paperlings.testing.conformance import Example, copied, is_floating, largest, leaves, spoil
+from paperlings.testing.driver import driver
 
 if TYPE_CHECKING:  # importing triton is for those who test kernels
     from paperlings.lanes.traffic import Record
@@ -52,11 +55,31 @@ class KernelExample(Example):
         return copies
 
 
+Law = Callable[[Any, str, KernelExample], None]
+
+
+def _beside_the_kernel(law: Law) -> Law:
+    """Have a law run in the process that runs the kernel."""
+
+    @functools.wraps(law)
+    def test(impl: Any, task: str, example: KernelExample) -> None:
+        _obey(impl, law.__name__, task, example.args, example.kwargs, example.torch_may)
+
+    return test
+
+
+@driver
+def _obey(impl: Any, law: str, task: str, args: Any, kwargs: Any, torch_may: Any) -> None:
+    inspect.unwrap(globals()[law])(impl, task, KernelExample(args, kwargs, torch_may=torch_may))
+
+
+@_beside_the_kernel
 def test_inputs_are_left_alone(impl: Any, task: str, example: KernelExample) -> None:
     """A host function writes to none of its inputs."""
     conformance.test_inputs_are_left_alone(impl, task, example)
 
 
+@_beside_the_kernel
 def test_the_same_call_gives_the_same_answer(impl: Any, task: str, example: KernelExample) -> None:
     """The answer depends on the arguments alone: not on the order in which programs run, nor on
     an earlier call, and whoever writes into an answer spoils no other.
@@ -73,6 +96,7 @@ def test_the_same_call_gives_the_same_answer(impl: Any, task: str, example: Kern
         assert_close(again, first, question, scale=largest(first))
 
 
+@_beside_the_kernel
 def test_views_are_accepted(impl: Any, task: str, example: KernelExample) -> None:
     """A strided input that starts at an odd offset gives the same answer as a contiguous one."""
     plain = leaves(example.run(impl, task, example.arguments()))
@@ -81,6 +105,7 @@ def test_views_are_accepted(impl: Any, task: str, example: KernelExample) -> Non
     assert_close(views, plain, question, scale=largest(plain))
 
 
+@_beside_the_kernel
 def test_fresh_values_give_a_fresh_answer(impl: Any, task: str, example: KernelExample) -> None:
     """Inputs that are refilled in place give the answer of their new values, call after call."""
     generator = torch.Generator().manual_seed(SEED)
@@ -98,6 +123,7 @@ def test_fresh_values_give_a_fresh_answer(impl: Any, task: str, example: KernelE
             raise Mismatch(question, "other values are given, and the answer is the same")
 
 
+@_beside_the_kernel
 def test_kernels_do_all_the_work(impl: Any, task: str, example: KernelExample) -> None:
     """In every call kernels read every element of every input and write every element of every
     answer; torch computes nothing beside them, and the host sees no value.
@@ -119,6 +145,7 @@ def test_kernels_do_all_the_work(impl: Any, task: str, example: KernelExample) -
                 raise Mismatch(question, f"torch computes beside kernels: {', '.join(computed)}")
 
 
+@_beside_the_kernel
 def test_repeated_values_are_worked_on_as_well(
     impl: Any, task: str, example: KernelExample
 ) -> None:
@@ -135,6 +162,7 @@ def test_repeated_values_are_worked_on_as_well(
                 raise Mismatch(BUSY, f"{got} {unit} for {values}, {wanted} for other values")
 
 
+@_beside_the_kernel
 def test_answers_are_plain_tensors_of_their_own(
     impl: Any, task: str, example: KernelExample
 ) -> None:
@@ -158,6 +186,7 @@ def test_answers_are_plain_tensors_of_their_own(
         taken |= {_memory(x): "an earlier answer" for x in answers}
 
 
+@_beside_the_kernel
 def test_global_state_is_left_alone(impl: Any, task: str, example: KernelExample) -> None:
     """Random states, the default dtype and the gradient mode are as they were, and no thread is
     started.
@@ -175,6 +204,12 @@ def test_nothing_is_looked_up(impl: Any, task: str, example: KernelExample) -> N
     """The answer is computed: no file is opened, no caller and no setting is asked, and neither
     the oracle nor a solution is imported.
     """
+    _nothing_is_asked(impl, task, example)
+    conformance.test_nothing_is_looked_up(impl, task, example)
+
+
+@_beside_the_kernel
+def _nothing_is_asked(impl: Any, task: str, example: KernelExample) -> None:
     from paperlings.lanes import watch
 
     with watch.over(impl) as seen:
@@ -183,9 +218,9 @@ def test_nothing_is_looked_up(impl: Any, task: str, example: KernelExample) -> N
         if seen.asked:
             question = "All that the task needs, the device too, comes in through its arguments."
             raise Mismatch(question, f"the code {seen.asked[0]}")
-        conformance.test_nothing_is_looked_up(impl, task, example)
 
 
+@_beside_the_kernel
 def test_the_judge_is_left_alone(impl: Any, task: str, example: KernelExample) -> None:
     """Clocks, comparisons and the functions of torch and triton stay what they are, and no stream
     and no graph is opened.

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from paperlings import layout, loading
+from paperlings.sealed import sandbox
 from paperlings.verdict import FAILED, PASSED
 
 TRIAL = layout.HOME / "tests" / "kit" / "redteam" / "trial.py"
@@ -15,19 +16,32 @@ trial = loading.load(TRIAL, "redteam.trial")
 CHEATS = {cheat.name: cheat for cheat in trial.cheats()}
 
 
+HERE, SEALED = "here", trial.SEALED
+needs_a_lock = pytest.mark.skipif(sandbox.probe() == sandbox.NONE, reason="no sandbox holds here")
+PLACES = [HERE, pytest.param(SEALED, marks=needs_a_lock)]
+
+
+@pytest.fixture(scope="module", params=PLACES)
+def where(request: pytest.FixtureRequest) -> str:
+    """Whether kernels run beside their judge, or locked."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
 def findings(
-    said: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+    where: str, said: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, list[dict[str, Any]]]:
     """What was found of each cheat, and of the honest solution, by name."""
     folder = tmp_path_factory.mktemp("cheats")
-    found: dict[str, list[dict[str, Any]]] = said(layout.HOME, TRIAL, str(folder), seconds=300)
+    found: dict[str, list[dict[str, Any]]] = said(
+        layout.HOME, TRIAL, str(folder), where, seconds=300
+    )
     return found
 
 
 @pytest.mark.parametrize("name", CHEATS)
 def test_every_cheat_is_rejected_for_what_it_does(
-    name: str, findings: dict[str, list[dict[str, Any]]]
+    name: str, where: str, findings: dict[str, list[dict[str, Any]]]
 ) -> None:
     """The test that a cheat names fails, and says what the cheat says will be found."""
     cheat = CHEATS[name]
@@ -35,7 +49,8 @@ def test_every_cheat_is_rejected_for_what_it_does(
         pytest.skip(f"unverified: only {cheat.test} could find {cheat.says!r}")
     failed = [finding["what"] for finding in findings[name] if finding["status"] == FAILED]
     assert failed, f"{cheat.test} does not reject it"
-    assert any(cheat.says in what for what in failed), failed[0]
+    says = cheat.says if where == HERE else cheat.sealed
+    assert any(says in what for what in failed), failed[0]
 
 
 def test_the_honest_solution_is_accepted(findings: dict[str, list[dict[str, Any]]]) -> None:

@@ -173,7 +173,7 @@ def linked(make: Callable[[socket.socket], Channel]) -> Iterator[proxy.Impl]:
     def start() -> proxy.Link:
         link = proxy.Link(Channel(near), lambda ended: "", PATH)
         links.append(link)
-        proxy.load(link, PATH, "candidate.hostile", TEXT)
+        proxy.load(link, PATH, "candidate.hostile", TEXT, False)
         return link
 
     links: list[proxy.Link] = []

@@ -120,7 +120,7 @@ def test_a_candidate_has_inherited_nothing(tmp_path: Path, monkeypatch: Any) -> 
     first = nursery.Nursery()
     link = first.link(tmp_path / "x.py")
     with contextlib.suppress(proxy.Gone):
-        proxy.load(link, tmp_path / "x.py", "x", "y = 1")
+        proxy.load(link, tmp_path / "x.py", "x", "y = 1", False)
     candidate = _innermost(first.process.pid)
     place = Path(f"/proc/{candidate}")
     assert {path.name for path in (place / "fd").iterdir()} == {"0", "1", "2", "3"}

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from paperlings import files, layout, runner, stubs
+from paperlings import files, lanes, layout, runner, stubs
 from paperlings.sealed import sandbox
 from paperlings.verdict import PASSED, TODO
 
-KEYS = [key for key in layout.written() if not layout.is_kernel(key)]
+KEYS = [key for key in layout.written() if not (layout.is_kernel(key) and lanes.why_not_compiled())]
 OPEN = "optimization/muon"  # a paper on which the cheat is tried unsealed too
 SOLUTION, STUB, CHEAT = "solution", "stub", "cheat"
 # appended to the stub, whose names it replaces by the first answers that it finds
@@ -48,7 +48,7 @@ def _zeros(*args, **kwargs):
 
 
 def _answers():
-    for root in ("solutions", "reference"):
+    for root in ("solutions", "reference", "."):  # where the kit's kernels are
         try:
             return _read(root)
         except Exception:

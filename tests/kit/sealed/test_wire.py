@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from paperlings.sealed import wire
 from paperlings.sealed.wire import Channel, Late, Uncrossable, WireError
+from paperlings.testing.spread import spread
 
 Ends = tuple[Channel, Channel]
 Point = namedtuple("Point", ["x", "y"])
@@ -65,6 +66,26 @@ def test_tensors_of_every_dtype_cross(ends: Ends, dtype: torch.dtype) -> None:
         assert y.dtype == dtype
         assert y.shape == x.shape
         assert torch.equal(x, y)
+
+
+def test_only_the_judges_tensors_may_lie_far_apart(ends: Ends) -> None:
+    """They keep their strides one way; the other way they are sent close together, and one that
+    claims to lie far apart is refused.
+    """
+    judge, candidate = (
+        Channel(ends[0].end, sends_far=True),
+        Channel(ends[1].end, takes_far=True),
+    )
+    x = spread(torch.arange(6.0).reshape(2, 3), (2**31 + 5, 2))
+    there = crossed((judge, candidate), x)
+    assert there.stride() == x.stride()
+    assert torch.equal(there, x)
+    back = crossed((candidate, judge), there)
+    assert back.is_contiguous()
+    assert torch.equal(back, x)
+    described = [["float32", [2, 3], [2**31 + 5, 2]]]
+    with pytest.raises(WireError, match="impossibl"):
+        raw((candidate, judge), json.dumps([None, described]).encode(), bytes(24))
 
 
 def test_numbers_that_are_none_cross(ends: Ends) -> None:

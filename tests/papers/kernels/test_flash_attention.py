@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import mmap
 from collections.abc import Callable
 from typing import Any
 
@@ -14,15 +13,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from paperlings.lanes.compiled import assert_compiles, tensor
-from paperlings.lanes.traffic import traffic
 from paperlings.testing import (
     assert_as_exact_as_torch,
     assert_at_most,
     assert_close,
+    drawn,
     measure,
     rejects,
 )
 from paperlings.testing.kernel_laws import KernelExample
+from paperlings.testing.spread import spread
+from paperlings.testing.traffic import traffic
 
 INF, NAN = math.inf, math.nan
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -45,8 +46,7 @@ HEADS = ((3, 1), (4, 2))
 
 def numbers(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
     """Distinct values of magnitude about `scale`, in float32."""
-    generator = torch.Generator().manual_seed(seed + 1)
-    return scale * torch.randn(shape, generator=generator)
+    return scale * torch.randn(shape, generator=drawn(seed + 1))
 
 
 def inputs(
@@ -333,14 +333,7 @@ def far_apart(axis: int) -> list[Tensor]:
     shape, strides = [1, 1, 3, 16], [48, 48, 16, 1] if axis < 3 else [3, 3, 1, 1]
     shape[axis] = (2, 2, 65, 16)[axis]  # a row of a second block of 64
     strides[axis] = 2**31 // (shape[axis] - 1) + 16
-    found = []
-    for x in inputs(*(shape[i] for i in (0, 1, 1, 2, 2, 3))):
-        # nearly all of it is never touched, and takes no memory
-        size = 2 * sum((n - 1) * step for n, step in zip(shape, strides, strict=True)) + 2
-        memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        place = torch.frombuffer(memory, dtype=x.dtype).as_strided(shape, strides)
-        found.append(place.copy_(x))
-    return found
+    return [spread(x, strides) for x in inputs(*(shape[i] for i in (0, 1, 1, 2, 2, 3)))]
 
 
 @pytest.mark.parametrize(("sides", "causal"), WORK, ids=str)
@@ -349,7 +342,7 @@ def test_forward_multiplies_no_more_than_what_is_seen(impl, reference, sides, ca
     each is a tl.dot.
     """
     case = inputs(1, 1, 1, *sides, 16)
-    record = traffic(lambda: impl.flash_attention_fwd(*case[1:], causal=causal))
+    record = traffic(impl, impl.flash_attention_fwd, *case[1:], causal=causal)
     most = reference.flops(1, *sides, 16, causal=causal, products=2, m=128, n=128)
     least = 2 * 2 * 16 * reference.pairs(*sides, causal)
     question = "Where does the loop over the keys end for this block of queries?"
@@ -362,7 +355,7 @@ def test_forward_multiplies_no_more_than_what_is_seen(impl, reference, sides, ca
 def test_forward_multiplies_short_numbers(impl, dtype):
     """Both products take tiles of the inputs' own dtype, not of float32."""
     case = inputs(1, 1, 1, 3, 5, 16, dtype)
-    record = traffic(lambda: impl.flash_attention_fwd(*case[1:]))
+    record = traffic(impl, impl.flash_attention_fwd, *case[1:])
     question = "How many times slower is a product of float32?"
     assert_close(sorted(record.dot_dtypes), [DTYPES[dtype]], question)
 
@@ -373,9 +366,9 @@ def test_forward_moves_what_is_stated(impl, reference, causal):
     nothing is stored besides the answers.
     """
     case, sizes = inputs(1, 2, 1, 256, 256, 64), (2, 1, 256, 256, 64)
-    record = traffic(lambda: impl.flash_attention_fwd(*case[1:], causal=causal))
+    record = traffic(impl, impl.flash_attention_fwd, *case[1:], causal=causal)
     stated = reference.traffic(*sizes, causal=causal, own=64, other=128)["forward"]
-    assert_at_most(len(record.launches), 1, "What has a second launch to wait for?", "launches")
+    assert_at_most(record.launches, 1, "What has a second launch to wait for?", "launches")
     question = "How many queries share a key that was loaded, and what is loaded more than once?"
     assert_at_most(record.sectors, 1.05 * stated, question, "the number of bytes that move")
     question = "What is stored besides o and lse?"
@@ -530,7 +523,7 @@ def test_backward_multiplies_no_more_than_what_is_seen(impl, reference, sides, c
     five, each a tl.dot of short numbers.
     """
     case = answers(reference, inputs(1, 1, 1, *sides, 16), causal=causal)
-    record = traffic(lambda: impl.flash_attention_bwd(*case, causal=causal))
+    record = traffic(impl, impl.flash_attention_bwd, *case, causal=causal)
     most = reference.flops(1, *sides, 16, causal=causal, products=7, m=128, n=128)
     least = 5 * 2 * 16 * reference.pairs(*sides, causal)
     question = "Where do the two loops begin and end for a block?"
@@ -548,11 +541,11 @@ def test_backward_moves_what_is_stated(impl, reference, causal):
     """
     case, sizes = inputs(1, 2, 1, 256, 256, 64), (2, 1, 256, 256, 64)
     o, lse = eager_fwd(*case[1:], causal=causal)
-    record = traffic(lambda: impl.flash_attention_bwd(*case, o, lse, causal=causal))
+    record = traffic(impl, impl.flash_attention_bwd, *case, o, lse, causal=causal)
     stated = reference.traffic(*sizes, causal=causal, own=64, other=128)["backward"]
     question = "How many keys share a query that was loaded, and how many queries a key?"
     assert_at_most(record.sectors, 1.05 * stated, question, "the number of bytes that move")
-    assert_at_most(len(record.launches), 4, "What waits for what?", "launches")
+    assert_at_most(record.launches, 4, "What waits for what?", "launches")
 
 
 def test_backward_makes_little_besides_the_answers(impl, reference):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import mmap
 from collections.abc import Callable
 from typing import Any
 
@@ -12,15 +11,17 @@ import torch
 from torch import Tensor
 
 from paperlings.lanes.compiled import assert_compiles, tensor
-from paperlings.lanes.traffic import recorded, traffic
 from paperlings.testing import (
     assert_as_exact_as_torch,
     assert_at_most,
     assert_close,
+    drawn,
     measure,
     rejects,
 )
 from paperlings.testing.kernel_laws import KernelExample
+from paperlings.testing.spread import spread
+from paperlings.testing.traffic import traffic
 
 NAN = math.nan
 COEFFS = (3.4445, -4.7750, 2.0315)
@@ -39,7 +40,7 @@ def numbers(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
 
 def wide_numbers(*shape: int, seed: int = 0) -> Tensor:
     """Distinct values of magnitude about 1, in float32."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + 1))
+    return torch.randn(shape, generator=drawn(seed + 1))
 
 
 def symmetric(batch: int, m: int, seed: int = 0) -> Tensor:
@@ -111,14 +112,11 @@ def check_newton_schulz(
     assert_as_exact_as_torch(out, truth, eager_newton_schulz(G, steps), question, rows=2)
 
 
-def far_apart(*shape: int, axis: int) -> Tensor:
-    """A batch of matrices whose members, or rows, are 2^30 + 16 places apart."""
-    steps = [shape[1] * shape[2], shape[2], 1]
+def far_apart(x: Tensor, axis: int) -> Tensor:
+    """The same matrices, whose members, or rows, are 2^30 + 16 places apart."""
+    steps = list(x.stride())
     steps[axis] = 2**30 + 16
-    # nearly all of it is never touched, and takes no memory
-    size = 2 * (1 + sum((n - 1) * step for n, step in zip(shape, steps, strict=True)))
-    memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return torch.frombuffer(memory, dtype=torch.bfloat16).as_strided(shape, steps)
+    return spread(x, steps)
 
 
 def apart(x: Tensor) -> Tensor:
@@ -178,7 +176,7 @@ def test_xxt_reads_views(impl, reference, view):
 @pytest.mark.parametrize("axis", [0, 1])
 def test_xxt_reaches_beyond_two_billion_elements(impl, reference, axis):
     """Matrix 2, or row 2, of this X lies 2^31 places behind the first."""
-    x = far_apart(3, 3, 20, axis=axis).copy_(numbers(3, 3, 20))
+    x = far_apart(numbers(3, 3, 20), axis)
     question = "How far does an offset of 32 bits reach?"
     assert_as_exact_as_torch(impl.xxt(x), reference.xxt(x), eager_xxt(x), question)
 
@@ -186,17 +184,17 @@ def test_xxt_reaches_beyond_two_billion_elements(impl, reference, axis):
 def test_xxt_computes_half_of_a_symmetric_matrix(impl):
     """Of 2 m^2 n operations at most 3/4 are done: tiles below the diagonal are copied."""
     x = numbers(1, 256, 128)
-    record = traffic(lambda: impl.xxt(x))
+    record = traffic(impl, impl.xxt, x)
     question = "Which tiles are known before they are computed?"
     assert_at_most(record.flops, 0.75 * 2 * 256 * 256 * 128, question, "the number of operations")
-    assert record.dot_dtypes == {"bf16"}, f"tensor cores take bf16, not {record.dot_dtypes}"
+    assert record.dot_dtypes == {"bf16"}, f"tensor cores take bf16, not {set(record.dot_dtypes)}"
 
 
 def test_xxt_stores_once_and_loads_large_tiles(impl):
     """One launch stores every number of A once, and loads X at most as tiles of 64 x 64 do."""
     x = numbers(1, 256, 128)
-    record = traffic(lambda: impl.xxt(x))
-    assert_at_most(len(record.launches), 1, "Is A whole after one?", "the number of launches")
+    record = traffic(impl, impl.xxt, x)
+    assert_at_most(record.launches, 1, "Is A whole after one?", "the number of launches")
     question = "Which numbers are stored twice, or are not asked for?"
     assert_at_most(record.stored, 1.05 * 256 * 256 * 2, question, "the number of bytes stored")
     assert_at_most(record.loaded, 1.05 * 10 * 2 * 64 * 128 * 2, NEAR, "the number of bytes loaded")
@@ -274,7 +272,7 @@ def test_polynomial_reads_views(impl, reference, view):
 @pytest.mark.parametrize("axis", [0, 1])
 def test_polynomial_reaches_beyond_two_billion_elements(impl, reference, axis):
     """Matrix 2, or row 2, of this A lies 2^31 places behind the first."""
-    A = far_apart(3, 3, 3, axis=axis).copy_(symmetric(3, 3))
+    A = far_apart(symmetric(3, 3), axis)
     assert_as_exact_as_torch(
         impl.polynomial(A, b=B, c=C),
         reference.polynomial(A, b=B, c=C),
@@ -286,12 +284,12 @@ def test_polynomial_reaches_beyond_two_billion_elements(impl, reference, axis):
 def test_polynomial_computes_half_of_a_symmetric_matrix(impl):
     """Of 2 m^3 operations at most 3/4 are done, in one launch that leaves no A A behind."""
     A = symmetric(1, 256)
-    record = traffic(lambda: impl.polynomial(A, b=B, c=C))
+    record = traffic(impl, impl.polynomial, A, b=B, c=C)
     question = "Which tiles are known before they are computed?"
     assert_at_most(record.flops, 0.75 * 2 * 256**3, question, "the number of operations")
-    assert record.dot_dtypes == {"bf16"}, f"tensor cores take bf16, not {record.dot_dtypes}"
+    assert record.dot_dtypes == {"bf16"}, f"tensor cores take bf16, not {set(record.dot_dtypes)}"
     question = "Is b A added where the product still is?"
-    assert_at_most(len(record.launches), 1, question, "the number of launches")
+    assert_at_most(record.launches, 1, question, "the number of launches")
     assert_at_most(record.stored, 1.05 * 256 * 256 * 2, question, "the number of bytes stored")
     tiles = 10 * (2 * 64 * 256 + 64 * 64)
     assert_at_most(record.loaded, 1.05 * tiles * 2, NEAR, "the number of bytes loaded")
@@ -363,7 +361,7 @@ def test_combine_reads_views(impl, reference, view):
 def test_combine_reaches_beyond_two_billion_elements(impl, reference, axis):
     """Matrix 2, or row 2, of this X, and of this P, lies 2^31 places behind the first."""
     X, P = numbers(3, 3, 20), numbers(3, 3, 3, seed=1)
-    far = far_apart(3, 3, 20, axis=axis).copy_(X), far_apart(3, 3, 3, axis=axis).copy_(P)
+    far = far_apart(X, axis), far_apart(P, axis)
     assert_as_exact_as_torch(
         impl.combine(*far, a=0.5),
         reference.combine(X, P, a=0.5),
@@ -375,11 +373,11 @@ def test_combine_reaches_beyond_two_billion_elements(impl, reference, axis):
 def test_combine_is_one_product(impl):
     """One launch of 2 m^2 n operations, from tiles of 64 x 64 at least; P X is not stored."""
     X, P = numbers(1, 128, 256), numbers(1, 128, 128, seed=1)
-    record = traffic(lambda: impl.combine(X, P, a=2.5))
+    record = traffic(impl, impl.combine, X, P, a=2.5)
     question = "Is a X added where the product still is?"
     assert_at_most(record.flops, 2 * 128 * 128 * 256, question, "the number of operations")
-    assert record.dot_dtypes == {"bf16"}, f"tensor cores take bf16, not {record.dot_dtypes}"
-    assert_at_most(len(record.launches), 1, question, "the number of launches")
+    assert record.dot_dtypes == {"bf16"}, f"tensor cores take bf16, not {set(record.dot_dtypes)}"
+    assert_at_most(record.launches, 1, question, "the number of launches")
     assert_at_most(record.stored, 1.05 * 128 * 256 * 2, question, "the number of bytes stored")
     tiles = 2 * 4 * (2 * 64 * 128 + 64 * 64)
     assert_at_most(record.loaded, 1.05 * tiles * 2, NEAR, "the number of bytes loaded")
@@ -554,7 +552,7 @@ def test_newton_schulz_reads_views(impl, reference, view, shape):
 @pytest.mark.parametrize("axis", [0, 1])
 def test_newton_schulz_reaches_beyond_two_billion_elements(impl, reference, axis):
     """Matrix 2, or row 2, of this G lies 2^31 places behind the first."""
-    G = far_apart(3, 3, 20, axis=axis).copy_(numbers(3, 3, 20))
+    G = far_apart(numbers(3, 3, 20), axis)
     question = "How far does an offset of 32 bits reach?"
     check_newton_schulz(impl, reference, G, question, 1)
 
@@ -564,9 +562,8 @@ def test_a_step_is_three_launches_and_three_tensors(impl):
     G = numbers(1, 40, 50)
     launches, made = {}, {}
     for steps in (1, 2):
-        with recorded() as record:
-            made[steps] = measure(lambda n=steps: impl.newton_schulz(G, steps=n))
-        launches[steps] = len(record.launches)
+        made[steps] = measure(lambda n=steps: impl.newton_schulz(G, steps=n))
+        launches[steps] = traffic(impl, impl.newton_schulz, G, steps=steps).launches
     assert_at_most(launches[2] - launches[1], 3, MEMORY, "the number of launches of a step")
     assert_at_most(
         made[2].made - made[1].made,
@@ -580,11 +577,11 @@ def test_a_step_is_three_launches_and_three_tensors(impl):
 def test_a_tall_matrix_is_multiplied_on_its_short_side(impl):
     """Of (500, 20), A is 20 x 20: a step costs 4 r^2 k + 2 r^3 operations with r = 20, padded."""
     G = numbers(500, 20)
-    record = traffic(lambda: impl.newton_schulz(G, steps=1))
+    record = traffic(impl, impl.newton_schulz, G, steps=1)
     question = "Which of X X^T and X^T X is the smaller one?"
     # 20 rows are padded to 64 or 128 by tiles of that size
     assert_at_most(record.flops, 4 * 128 * 128 * 512 + 2 * 128**3, question, "the operations")
-    assert record.dot_dtypes == {"bf16"}, f"tensor cores take bf16, not {record.dot_dtypes}"
+    assert record.dot_dtypes == {"bf16"}, f"tensor cores take bf16, not {set(record.dot_dtypes)}"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import mmap
 from collections.abc import Callable
 from typing import Any
 
@@ -13,15 +12,17 @@ import torch
 from torch import Tensor
 
 from paperlings.lanes.compiled import assert_compiles, tensor
-from paperlings.lanes.traffic import traffic
 from paperlings.testing import (
     assert_as_exact_as_torch,
     assert_at_most,
     assert_close,
+    drawn,
     gradients,
     rejects,
 )
 from paperlings.testing.kernel_laws import KernelExample
+from paperlings.testing.spread import spread
+from paperlings.testing.traffic import traffic
 
 INF, NAN = math.inf, math.nan
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -36,8 +37,7 @@ RANGE = (
 
 def numbers(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
     """Distinct values of magnitude about `scale`, in float32."""
-    generator = torch.Generator().manual_seed(seed + 1)
-    return scale * torch.randn(shape, generator=generator)
+    return scale * torch.randn(shape, generator=drawn(seed + 1))
 
 
 def ends(tokens: int, vocabulary: int) -> Tensor:
@@ -182,7 +182,7 @@ def test_a_shift_of_the_logits_moves_only_lse(impl):
 def test_the_order_of_the_vocabulary_does_not_matter(impl):
     """Logits in another order, and labels that follow them, give the same logp and lse."""
     logits, labels = numbers(3, 5000, scale=5.0), ends(3, 5000)
-    order = torch.randperm(5000, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(5000, generator=drawn(0))
     assert_close(
         impl.token_log_probs_fwd(logits[:, order], order.argsort()[labels]),
         impl.token_log_probs_fwd(logits, labels),
@@ -293,12 +293,9 @@ def test_forward_reaches_beyond_two_billion_logits(impl, reference, which):
 def far_apart(which: str) -> tuple[Tensor, Tensor]:
     """Three rows of logits and labels; rows, or columns, are 2^30 + 16 places apart."""
     step = 2**30 + 16
-    # nearly all of it is never touched, and takes no memory
-    memory = mmap.mmap(-1, 2 * (2 * step + 64), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    every = torch.frombuffer(memory, dtype=torch.bfloat16)
     if which == "rows":
-        return every.as_strided((3, 40), (step, 1)).copy_(numbers(3, 40)), ends(3, 40)
-    return every.as_strided((3, 3), (1, step)).copy_(numbers(3, 3)), torch.tensor([0, 2, 1])
+        return spread(numbers(3, 40).bfloat16(), (step, 1)), ends(3, 40)
+    return spread(numbers(3, 3).bfloat16(), (1, step)), torch.tensor([0, 2, 1])
 
 
 def test_no_tokens_are_no_work(impl):
@@ -316,19 +313,19 @@ def test_forward_reads_each_logit_once_and_keeps_none(impl, dtype):
     sum, and no probabilities. Only parts of a row that is shared out may take a second launch.
     """
     logits, labels = numbers(4, 8192).to(dtype), ends(4, 8192)
-    record = traffic(lambda: impl.token_log_probs_fwd(logits, labels))
+    record = traffic(impl, impl.token_log_probs_fwd, logits, labels)
     e = logits.element_size()
     stated = 4 * ((8192 + 1) * e + 8 + 8)
     question = "How often does a logit cross from memory, and what is written besides the answers?"
     assert_at_most(record.sectors, 1.05 * stated, question, "the number of bytes that move")
     assert_at_most(record.stored, 0.02 * stated, question, "the number of bytes stored")
-    assert_at_most(len(record.launches), 2, question, "the number of launches")
+    assert_at_most(record.launches, 2, question, "the number of launches")
 
 
 def test_forward_does_not_read_what_is_ignored(impl):
     """A token whose label is `ignore` costs its label, and none of its logits."""
     logits, labels = numbers(4, 8192), torch.tensor([3, -100, -100, 8191])
-    record = traffic(lambda: impl.token_log_probs_fwd(logits, labels))
+    record = traffic(impl, impl.token_log_probs_fwd, logits, labels)
     assert_at_most(
         record.sectors,
         1.05 * 2 * ((8192 + 1) * 4 + 16),
@@ -511,20 +508,20 @@ def test_backward_reads_each_logit_once_and_writes_each_gradient_once(impl, dtyp
     """
     logits, labels = numbers(4, 8192).to(dtype), ends(4, 8192)
     lse = torch.full((4,), 9.5)
-    record = traffic(lambda: impl.token_log_probs_bwd(torch.ones(4), logits, labels, lse))
+    record = traffic(impl, impl.token_log_probs_bwd, torch.ones(4), logits, labels, lse)
     e = logits.element_size()
     stated = 4 * (2 * 8192 * e + 16)
     question = "Which tensors of the size of the logits are there?"
     assert_at_most(record.sectors, 1.05 * stated, question, "the number of bytes that move")
     assert_at_most(record.stored, 4 * 8192 * e, question, "the number of bytes stored")
-    assert_at_most(len(record.launches), 1, question, "the number of launches")
+    assert_at_most(record.launches, 1, question, "the number of launches")
 
 
 def test_backward_does_not_read_what_is_ignored(impl):
     """A token whose label is `ignore` costs its zeros, and none of its logits is loaded."""
     logits, labels = numbers(4, 8192), torch.tensor([3, -100, -100, 8191])
     lse = torch.full((4,), 9.5)
-    record = traffic(lambda: impl.token_log_probs_bwd(torch.ones(4), logits, labels, lse))
+    record = traffic(impl, impl.token_log_probs_bwd, torch.ones(4), logits, labels, lse)
     assert_at_most(
         record.sectors,
         1.05 * ((2 + 4) * 8192 * 4 + 4 * 16),

@@ -2,6 +2,7 @@
 
 Rejected by: test_global_state_is_left_alone[token_log_probs_fwd]
 Says: the call changed deterministic mode
+Sealed: No usable temporary directory
 """
 
 import torch

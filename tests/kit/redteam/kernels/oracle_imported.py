@@ -2,6 +2,7 @@
 
 Rejected by: test_nothing_is_looked_up[token_log_probs_fwd]
 Says: imports reference
+Sealed: No module named 'reference'
 """
 
 import importlib

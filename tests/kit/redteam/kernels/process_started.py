@@ -2,6 +2,7 @@
 
 Rejected by: test_global_state_is_left_alone[token_log_probs_fwd]
 Says: starts a process
+Sealed: Operation not permitted
 """
 
 import subprocess

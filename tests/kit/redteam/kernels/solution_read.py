@@ -2,6 +2,7 @@
 
 Rejected by: test_nothing_is_looked_up[token_log_probs_fwd]
 Says: opens
+Sealed: No such file or directory
 """
 
 from importlib.util import module_from_spec, spec_from_file_location
