@@ -6,6 +6,7 @@ even a scheduler's end loses it.
 
 Every unit is sent to one worker and to no other, so that it is known which were under way where a
 worker died. Dask would try those again by itself, beside others, which a poisonous one takes along.
+One that needs a GPU is sent to a worker that offers it, which has one of them at a time.
 """
 
 from __future__ import annotations
@@ -18,19 +19,31 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from paperlings import UsageError
-from paperlings.cohort import intake, units
+from paperlings.cohort import intake, local, units
 from paperlings.cohort.grader import Ended, Grader
 from paperlings.cohort.local import RETRIES, CannotStart, Done
 from paperlings.cohort.units import INFRA_ERROR, REJECTED, Unit, result
 
-START = 30.0  # seconds to wait for a scheduler, the first time
+GPU = {"GPU": 1}  # the resource of Dask that a worker offers, and a unit that needs a GPU takes
+START = 30.0  # seconds to wait for a scheduler, the first time, or for a worker that offers a GPU
 PATIENCE = 600.0  # seconds to wait for a scheduler that has gone, or for a worker
 TICK = 1.0  # seconds to wait for a result before we look again which workers there are
 # in a worker of our own: an interrupt ends it without a word
 QUIET = "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL)"
+
+
+class Worker(NamedTuple):
+    """What a worker has."""
+
+    threads: int
+    has_gpu: bool
+
+    def may_have(self, unit: Unit) -> bool:
+        """Whether the unit can be graded there."""
+        return self.has_gpu or not unit.needs_gpu
 
 
 class Lost(Exception):
@@ -49,7 +62,9 @@ def grade(
         raise UsageError("--engine dask needs Dask: pip install distributed") from None
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters, we say ourselves
     (out / "units").mkdir(parents=True, exist_ok=True)  # by which a worker knows that it sees it
-    grading = _Grading(todo, papers, out.absolute(), done)
+    # workers of our own are all on this machine
+    beside, alone = ([*todo], []) if scheduler else local.apart(todo)
+    grading = _Grading(beside, papers, out.absolute(), done)
     patience = START
     with _address(workers, scheduler) as address:
         while grading.is_left():
@@ -65,6 +80,7 @@ def grade(
             finally:
                 with contextlib.suppress(Exception):  # from one that has gone there is no farewell
                     client.close(timeout=TICK)
+    local.grade(alone, papers, 1, done)
 
 
 @contextlib.contextmanager
@@ -84,6 +100,7 @@ def _address(workers: int, scheduler: str) -> Iterator[str]:
         dashboard_address="127.0.0.1:0",
         silence_logs=logging.CRITICAL,
         preload=[QUIET],
+        resources=GPU,  # where there is none, nobody has to wait for it
     ) as cluster:
         yield str(cluster.scheduler_address)
 
@@ -96,23 +113,26 @@ class _Grading:
     """
 
     def __init__(self, todo: Iterable[Unit], papers: list[str], out: Path, done: Done):
-        self.fresh, self.suspects = deque(todo), deque[Unit]()
+        self.fresh: dict[bool, deque[Unit]] = {True: deque(), False: deque()}  # that need a GPU
+        for unit in todo:
+            self.fresh[unit.needs_gpu].append(unit)
+        self.suspects = deque[Unit]()
         self.papers, self.out, self.done = papers, out, done
         self.under_way: dict[str, tuple[Unit, str, Any]] = {}  # at which worker, as which future
         self.begun: Counter[str] = Counter()
         self.failed_at: defaultdict[str, list[str]] = defaultdict(list)  # which workers
-        self.seen = time.monotonic()  # a worker
+        self.seen = self.seen_gpu = time.monotonic()  # a worker, and one that offers a GPU
 
     def is_left(self) -> bool:
         """Whether anything is not graded yet."""
-        return bool(self.fresh or self.suspects or self.under_way)
+        return bool(any(self.fresh.values()) or self.suspects or self.under_way)
 
     def go_on(self, client: Any) -> None:
         """Have the units graded until none is left. Raises Lost, CannotStart."""
         ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
         while self.is_left():
-            threads = self._workers(client)
-            here: dict[str, list[Unit]] = {address: [] for address in threads}
+            workers = self._workers(client)
+            here: dict[str, list[Unit]] = {address: [] for address in workers}
             for unit, address, future in list(self.under_way.values()):
                 if address in here:
                     here[address].append(unit)
@@ -120,7 +140,7 @@ class _Grading:
                     why = f"the worker at {address} has gone"
                     self._settle(future, result(unit, INFRA_ERROR, why))
             for address, mine in here.items():
-                while following := self._next(address, mine, threads):
+                while following := self._next(address, mine, workers):
                     if self._send(client, following, address, ended):
                         mine.append(following)
             with contextlib.suppress(queue.Empty):
@@ -131,34 +151,59 @@ class _Grading:
     def take_back(self) -> None:
         """Nobody has what was under way any more; it is no fault of the units."""
         for unit, _, _ in self.under_way.values():
-            (self.suspects if self.failed_at[unit.key] else self.fresh).appendleft(unit)
+            failed = self.failed_at[unit.key]
+            (self.suspects if failed else self.fresh[unit.needs_gpu]).appendleft(unit)
         self.under_way.clear()
 
-    def _workers(self, client: Any) -> dict[str, int]:
-        """The workers there are, and how many threads each has."""
+    def _workers(self, client: Any) -> dict[str, Worker]:
+        """The workers there are."""
         if client.status != "running":
             raise Lost
         try:
-            threads: dict[str, int] = client.nthreads()
+            scheduler = client.sync(client.scheduler.identity, n_workers=-1)
         except OSError:
             raise Lost from None
-        if threads:
-            self.seen = time.monotonic()
-        elif time.monotonic() - self.seen > PATIENCE:
+        workers = {
+            address: Worker(worker["nthreads"], worker["resources"].get("GPU", 0) >= 1)
+            for address, worker in scheduler["workers"].items()
+        }
+        now = time.monotonic()
+        if workers:
+            self.seen = now
+        elif now - self.seen > PATIENCE:
             raise CannotStart(f"the scheduler has had no worker for {PATIENCE:.0f} s")
-        return threads
+        if any(worker.has_gpu for worker in workers.values()):
+            self.seen_gpu = now
+        elif workers and now - self.seen_gpu > START and (count := self._wait_for_gpu()):
+            raise CannotStart(
+                f"no worker offers a GPU, which {count} units of kernels need: start one where "
+                f"there is one, with dask worker {scheduler['address']} --nthreads 1 "
+                '--resources "GPU=1", or leave out --claims'
+            )
+        return workers
 
-    def _next(self, address: str, here: list[Unit], threads: dict[str, int]) -> Unit | None:
+    def _wait_for_gpu(self) -> int:
+        """How many units are left, where all of them need a GPU and none has one."""
+        if self.fresh[False] or self.under_way or not all(unit.needs_gpu for unit in self.suspects):
+            return 0
+        return len(self.fresh[True]) + len(self.suspects)
+
+    def _next(self, address: str, here: list[Unit], workers: dict[str, Worker]) -> Unit | None:
         """What the worker that has those units shall grade besides."""
         if not here:
             for unit in self.suspects:
                 failed = self.failed_at[unit.key]
-                if address not in failed or not threads.keys() - failed:
+                able = (a for a, worker in workers.items() if worker.may_have(unit))
+                is_best = address not in failed or all(other in failed for other in able)
+                if is_best and workers[address].may_have(unit):
                     self.suspects.remove(unit)
                     return unit
         is_alone = any(self.failed_at[unit.key] for unit in here)
-        room = 0 if is_alone else threads[address] - len(here)
-        return self.fresh.popleft() if self.fresh and room > 0 else None
+        if is_alone or len(here) >= workers[address].threads:
+            return None
+        is_free = workers[address].has_gpu and not any(unit.needs_gpu for unit in here)
+        following = self.fresh[True] if is_free and self.fresh[True] else self.fresh[False]
+        return following.popleft() if following else None
 
     def _send(self, client: Any, unit: Unit, address: str, ended: Any) -> bool:
         """Whether there is anything to grade; that has been sent now."""
@@ -172,6 +217,7 @@ class _Grading:
             _grade,
             *(units.plain(unit), text, self.papers, str(self.out), self.begun[unit.key]),
             workers=[address],
+            resources=GPU if unit.needs_gpu else None,
             pure=False,
         )
         self.under_way[future.key] = unit, address, future

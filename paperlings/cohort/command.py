@@ -48,7 +48,8 @@ def cohort(
     todo = [unit for unit in plan if not units.is_settled(units.load(out, unit))]
     if only_list:
         for unit in todo:
-            print(shlex.join([str(unit.where), unit.paper, f"--name={unit.submission}"]))
+            options = [f"--name={unit.submission}", *(["--claims"] if unit.claims else [])]
+            print(shlex.join([*options, str(unit.where), unit.paper]))
         return DONE
     with _alone(out), _progress(len(plan), len(plan) - len(todo)) as step:
 
@@ -106,7 +107,7 @@ def unit(
     seed: of the cases, as an earlier result names it, to see that result again.
     """
     submission = intake.Submission(intake.printable(name) or intake.name_of(path), path)
-    [key] = [found.key for found in _written([paper])]
+    key = catalogue.load().select_one(paper).key
     [text] = intake.take(submission, [key]).values()
     chosen = seed or units.secret(secret or out / "secret")
     mine = units.unit(submission, key, text, chosen, claims)
@@ -126,36 +127,23 @@ def unit(
 
 
 def _cannot_start(why: Exception) -> int:
-    print(
-        f"nothing more can be graded; this is the kit's fault, not a score:\n{why}", file=sys.stderr
-    )
+    print(f"nothing more can be graded, which is no score:\n{why}", file=sys.stderr)
     return FAILED
 
 
 def _papers(names: list[str], handed_in: list[intake.Submission]) -> list[str]:
     """The keys of the papers to grade. Raises UsageError, CatalogueError."""
-    keys = [paper.key for paper in _written(names)]
+    keys = [paper.key for paper in catalogue.load().select_written(names)]
     if names:
         return keys
-    missing = {key: True for key in keys}
+    answered: set[str] = set()
     for submission in handed_in:
-        for key, text in intake.take(submission, [k for k in keys if missing[k]]).items():
-            missing[key] = isinstance(text, intake.Refused)
-    found = [key for key in keys if not missing[key]]
-    if not found:
+        if len(answered) < len(keys):
+            texts = intake.take(submission, keys)
+            answered |= {key for key, text in texts.items() if isinstance(text, str)}
+    if not answered:
         raise UsageError("no submission holds an answer to any paper: <track>/<paper>.py")
-    return found
-
-
-def _written(names: list[str]) -> list[catalogue.Paper]:
-    found = catalogue.load().select_written(names)
-    papers = [paper for paper in found if not layout.is_kernel(paper.key)]
-    if not papers:
-        raise UsageError(
-            f"{found[0].key} is a kernel; kernels are judged in the judge's own process, "
-            "so they cannot be graded sealed"
-        )
-    return papers
+    return [key for key in keys if key in answered]
 
 
 @contextlib.contextmanager

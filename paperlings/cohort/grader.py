@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from paperlings import catalogue, diagnosis, expected, files, grade, layout, runner
+from paperlings import catalogue, diagnosis, expected, files, grade, lanes, layout, runner
 from paperlings.cohort import units
 from paperlings.cohort.units import GRADED, INFRA_ERROR, Unit
 from paperlings.verdict import PASSED
@@ -165,6 +165,9 @@ class _Serving:
     def _begin(self, unit: Unit, text: str, folder: Path) -> None:
         if unit.hashes | units.house(unit.paper) != unit.hashes:
             self._answer(unit, INFRA_ERROR, "who grades has another version of the kit")
+            return
+        if layout.is_kernel(unit.paper) and (why := lanes.why_not_compiled()):
+            self._answer(unit, INFRA_ERROR, f"kernels cannot be judged here: {why}")
             return
         try:
             self.level = self.nursery.shared().level

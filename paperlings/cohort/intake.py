@@ -32,7 +32,8 @@ STREAM = 256 << 20  # bytes that a tarball unpacks to, as far as it is looked th
 MEMBERS = 10_000  # files in an archive, or in a folder that is looked through
 SECONDS = 20.0  # that one submission may take to read; some archives take Python's readers hours
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-# folders of this project that hold no answers of a student's, should all of it be handed in
+EXERCISES = layout.EXERCISES.name  # the folder of answers, should all of this project be handed in
+# its folders that hold none; a track is called kernels as well, whose answers may lie by themselves
 OTHERS = {"solutions", "reference", "tests", "kernels", "paperlings", "__MACOSX"}
 
 
@@ -170,7 +171,7 @@ def _rank(key: str, name: str) -> int:
     if parts[-2:] != wanted or {"..", "/"} & set(parts) or set(parts[:-2]) & OTHERS:
         return 9
     before = parts[:-2]
-    if before[-1:] == ("exercises",):
+    if before[-1:] == (EXERCISES,):
         return len(before) - 1 if len(before) <= 2 else 9
     return 2 + len(before) if len(before) <= 1 else 9
 
@@ -178,8 +179,12 @@ def _rank(key: str, name: str) -> int:
 def _found(path: Path, keys: list[str]) -> dict[str, dict[str, bytes | Refused]]:
     """For each key, the files that may be meant by it."""
     found: dict[str, dict[str, bytes | Refused]] = {key: {} for key in keys}
+    clones: set[tuple[str, ...]] = set()  # folders with exercises/ in them
 
     def offer(name: str, read: Callable[[], bytes | Refused]) -> None:
+        parts = PurePosixPath(name).parts
+        if EXERCISES in parts:
+            clones.add(parts[: parts.index(EXERCISES)])
         for key in keys:
             if _rank(key, name) < 9:
                 twice = name in found[key]  # whoever unpacks it would see only the last
@@ -190,9 +195,8 @@ def _found(path: Path, keys: list[str]) -> dict[str, dict[str, bytes | Refused]]
         _from_folder(path, keys, offer)
     elif not stat.S_ISREG(mode):
         raise Refused("it is neither a folder nor a file, but a link or a device")
-    elif path.suffix == ".py":  # one answer; of which paper, its name says, or there is only one
-        mine = [key for key in keys if len(keys) == 1 or key.split("/")[1] == path.stem]
-        for key in mine:
+    elif path.suffix == ".py":
+        for key in _meant(path, keys):
             found[key][f"{key}.py"] = _read(path.parent, path.name)
     elif path.stat().st_size > ARCHIVE:
         raise Refused(f"it is larger than {ARCHIVE >> 20} MiB")
@@ -202,7 +206,22 @@ def _found(path: Path, keys: list[str]) -> dict[str, dict[str, bytes | Refused]]
         _from_tar(path, offer)
     else:
         raise Refused("it is neither a folder, nor a zip, nor a tarball")
+    for key in filter(layout.is_kernel, keys):
+        for name in found[key]:
+            if PurePosixPath(name).parts[:-2] in clones:
+                found[key][name] = Refused(f"it has no {EXERCISES}/{key}.py; {key}.py is the kit's")
     return found
+
+
+def _meant(path: Path, keys: list[str]) -> list[str]:
+    """Which paper a file by itself answers: its name says it, unless only one is asked for."""
+    if len(keys) == 1:
+        return keys
+    mine = [key for key in keys if key.split("/")[1] == path.stem]
+    if len(mine) > 1:  # a paper, and a kernel that is called alike
+        is_kernel = path.parent.name == layout.KERNELS
+        mine = [key for key in mine if layout.is_kernel(key) == is_kernel]
+    return mine
 
 
 Offer = Callable[[str, Callable[[], bytes | Refused]], None]
@@ -216,8 +235,10 @@ def _from_folder(root: Path, keys: list[str], offer: Offer) -> None:
             raise Refused(f"it holds more than {MEMBERS} files")
         if entry.is_dir(follow_symlinks=False):
             tops.append(entry.name)
-    places = {"/".join(filter(None, (top, i))) for top in tops for i in ("exercises", "")}
+    places = {"/".join(filter(None, (top, i))) for top in tops for i in (EXERCISES, "")}
     for place in sorted(places):
+        if (root / place).name == EXERCISES and os.path.lexists(root / place):
+            offer(place, lambda: b"")  # which no file is called
         for key in keys:
             name = "/".join(filter(None, (place, f"{key}.py")))
             if _rank(key, name) < 9 and os.path.lexists(root / name):
@@ -316,4 +337,4 @@ def _stem(name: str) -> str:
 def _is_submission(folder: Path) -> bool:
     """Whether a folder has the layout of exercises/, with that folder or without."""
     keys = layout.written()
-    return any((folder / top / f"{key}.py").exists() for key in keys for top in ("", "exercises"))
+    return any((folder / top / f"{key}.py").exists() for key in keys for top in ("", EXERCISES))

@@ -6,6 +6,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from paperlings import lanes
 from paperlings.cohort import intake
 from paperlings.cohort.grader import Ended, Grader
 from paperlings.cohort.units import INFRA_ERROR, REJECTED, Unit, result
@@ -26,7 +27,8 @@ def grade(units: Iterable[Unit], papers: list[str], workers: int, done: Done) ->
 
     What was under way when a grader died is tried again alone: who killed it, kills no other's.
     """
-    waiting, suspects = deque(units), deque[Unit]()
+    waiting, alone = map(deque, apart(units))
+    suspects = deque[Unit]()
     under_way: dict[str, Unit] = {}
     attempts: Counter[str] = Counter()
     grader = None
@@ -38,10 +40,11 @@ def grade(units: Iterable[Unit], papers: list[str], workers: int, done: Done) ->
             done(unit, {**found, "attempts": attempts[unit.key]})
 
     try:
-        while waiting or suspects or under_way:
+        while waiting or alone or suspects or under_way:
             grader = grader or _start(papers, workers)
             try:
-                queue, room = (suspects, 1) if suspects else (waiting, workers)
+                queue, room = (waiting, workers) if waiting else (alone, 1)
+                queue, room = (suspects, 1) if suspects else (queue, room)
                 while queue and len(under_way) < room:
                     unit = queue.popleft()
                     try:
@@ -64,6 +67,16 @@ def grade(units: Iterable[Unit], papers: list[str], workers: int, done: Done) ->
     finally:
         if grader:
             grader.close()
+
+
+def apart(units: Iterable[Unit]) -> tuple[list[Unit], list[Unit]]:
+    """The units that may run side by side on this machine, and those that use its GPU: whoever runs
+    beside them disturbs the clock, so they come last, one at a time.
+    """
+    found: tuple[list[Unit], list[Unit]] = [], []
+    for unit in units:
+        found[unit.needs_gpu and not lanes.why_not_gate()].append(unit)
+    return found
 
 
 def _start(papers: list[str], workers: int) -> Grader:

@@ -13,7 +13,7 @@ from paperlings import expected, files, pages, verdict, words
 from paperlings.cohort import exports
 from paperlings.cohort.exports import Result, Standing
 from paperlings.cohort.units import GRADED, INFRA_ERROR, REJECTED
-from paperlings.verdict import FAILED, PASSED, STATUSES
+from paperlings.verdict import FAILED, PASSED, STATUSES, UNVERIFIED
 
 UNFINISHED = "not finished"
 HELP = 50  # who has fewer per cent of the points may need help
@@ -22,13 +22,14 @@ UNKNOWN = {"system": "unknown", "python": "unknown", "torch": "unknown", "gpu": 
 
 @dataclass
 class Paper:
-    """One paper, over all submissions. tasks: by name, how many have each verdict."""
+    """One paper, over all submissions. tasks, lanes: by name, how many have each verdict."""
 
     title: str
     max_points: int
     units: Counter[str] = field(default_factory=Counter)
     points: int = 0
     tasks: dict[str, Counter[str]] = field(default_factory=dict)
+    lanes: dict[str, Counter[str]] = field(default_factory=dict)
     claims: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -125,7 +126,9 @@ def _add(cohort: Cohort, paper: Paper, result: Result) -> None:
     name, key = result["submission"], result["paper"]
     for task in result["verdict"]["tasks"]:
         paper.tasks.setdefault(task["name"], Counter())[task["status"]] += 1
-    paper.claims[result["verdict"]["claim"]] += 1
+    for lane, status in result["verdict"]["lanes"].items():
+        paper.lanes.setdefault(lane, Counter())[status] += 1
+    paper.claims[result["verdict"]["claim"]] += not paper.lanes  # a kernel's is its gate
     failed = [t["test"] for t in result["verdict"]["tests"] if t["status"] == FAILED]
     for test in failed:
         cohort.failing.setdefault((key, test), Shared()).add(name, key)
@@ -219,5 +222,16 @@ def _feedback(stands: Standing, mine: list[Result]) -> str:
         failures=first,
         laws=laws,
         statuses=STATUSES,
+        unverified={result["paper"]: _unverified(result) for result in judged},
         others=[result for result in mine if not result["verdict"]],
     )
+
+
+def _unverified(result: Result) -> dict[str, str]:
+    """What could not be verified in a judged unit, and why: a kernel's lanes, a claim, or tasks."""
+    known, found = expected.of(result["paper"]), dict[str, str]()
+    for test in result["verdict"]["tests"]:
+        if test["status"] == UNVERIFIED and (of := known.get(test["test"])):
+            what = of.lane or ("claim" if of.claim else ", ".join(of.tasks))
+            found.setdefault(what, test["what"])
+    return found

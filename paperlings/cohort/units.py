@@ -22,9 +22,11 @@ from typing import Any
 
 from paperlings import UsageError, files, layout, stubs
 from paperlings.cohort import intake
+from paperlings.lanes.gate.child import contests_file
 
 GRADED, REJECTED, INFRA_ERROR = "graded", "rejected", "infra_error"
 PACKAGES = ("torch", "numpy", "scipy", "hypothesis", "pytest")  # on which a verdict may depend
+COMPILER = "triton"  # on which a kernel's does as well
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class Unit:
     refused: str
     hashes: dict[str, str] = field(hash=False)
     key: str = ""
+
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether it takes a GPU to verify all that is asked for: the gate of a kernel does."""
+        return self.claims and layout.is_kernel(self.paper)
 
     def text(self) -> str:
         """The submission's file, as it was planned. Raises Refused where it has changed since."""
@@ -91,13 +98,17 @@ def unit(
 @functools.cache
 def house(paper: str) -> dict[str, str]:
     """Hashes of what judges a paper, and of what it is judged with."""
+    tests, packages = layout.tests(paper).read_bytes(), [*PACKAGES]
+    if layout.is_kernel(paper):
+        packages.append(COMPILER)
+        tests += contests.read_bytes() if (contests := contests_file(paper)).exists() else b""
     return {
-        "tests": _sha(layout.tests(paper).read_bytes()),
+        "tests": _sha(tests),
         "oracle": _sha(layout.source(layout.REFERENCE, paper).read_bytes()),
         "solution": _sha(layout.source(layout.SOLUTIONS, paper).read_bytes()),
         "knowledge": _sha(layout.knowledge(paper).read_bytes()),
         "kit": _kit(),
-        "lock": _lock(),
+        "lock": _lock(*packages),
     }
 
 
@@ -111,9 +122,14 @@ def _kit() -> str:
 
 
 @functools.cache
-def _lock() -> str:
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
-    return _sha("\n".join([platform.python_version(), *versions]))
+def _lock(*packages: str) -> str:
+    versions = [platform.python_version()]
+    for name in packages:
+        try:
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:  # triton is for Linux only
+            versions.append(f"no {name}")
+    return _sha("\n".join(versions))
 
 
 def _sha(data: str | bytes) -> str:

@@ -10,12 +10,12 @@ from typing import Any
 import jsonschema
 
 from paperlings import expected, stubs, verdict
-from paperlings.verdict import FAILED, PASSED, TODO
+from paperlings.verdict import FAILED, PASSED, TODO, UNVERIFIED
 
 PAPERLINGS = Path(verdict.__file__).parent
 SCHEMA = json.loads((PAPERLINGS / "cohort" / "unit.schema.json").read_text())
 ROW = json.loads((PAPERLINGS / "grade.schema.json").read_text())
-DPO, LORA = "alignment/dpo", "compression/lora"
+DPO, LORA, KERNEL = "alignment/dpo", "compression/lora", "kernels/newton_schulz"
 
 
 def unit(
@@ -24,13 +24,15 @@ def unit(
     *,
     failing: Iterable[str] = (),
     todo: Iterable[str] = (),
+    unverified: Iterable[str] = (),
     outcome: str = "graded",
     reason: str = "",
     sandbox: str = "bubblewrap",
     **said: Any,
 ) -> dict[str, Any]:
-    """A result. failing: tests.  todo: tasks.  said: what each failing test says."""
-    row = _row(paper, set(failing), set(todo), said) if outcome == "graded" else None
+    """A result. failing, unverified: tests.  todo: tasks.  said: what each failing test says."""
+    known = set(failing), set(todo), set(unverified)
+    row = _row(paper, *known, said) if outcome == "graded" else None
     passed = sum(task["status"] == PASSED for task in row["tasks"]) if row else 0
     return {
         "schema": 1,
@@ -60,13 +62,17 @@ def is_valid(result: dict[str, Any]) -> None:
         jsonschema.validate(result["verdict"], ROW["$defs"]["paper"] | {"$defs": ROW["$defs"]})
 
 
-def _row(paper: str, failing: set[str], todo: set[str], said: dict[str, Any]) -> dict[str, Any]:
+def _row(
+    paper: str, failing: set[str], todo: set[str], unverified: set[str], said: dict[str, Any]
+) -> dict[str, Any]:
     findings = []
     for test in expected.of(paper).values():
         waits = next((task for task in test.tasks if task in todo), "")
         status = FAILED if test.name in failing else TODO if waits else PASSED
         words = {"what": "0.5 is not 0.25", "question": "Which axis?", **said}
         more = words if status == FAILED else {"todo_of": waits} if waits else {}
+        if test.name in unverified:
+            status, more = UNVERIFIED, {"what": "no NVIDIA GPU"}
         findings.append(verdict.Finding(paper, test.name, status, 0.01, **more))
     found = verdict.of_paper(paper, findings)
     return {
@@ -77,7 +83,7 @@ def _row(paper: str, failing: set[str], todo: set[str], said: dict[str, Any]) ->
         "trouble": "",
         "tasks": [vars(task) for task in found.tasks],
         "claim": found.claim,
-        "lanes": {},
+        "lanes": {lane: finding.status for lane, finding in found.lanes.items()},
         "claim_law": "",
         "figure": None,
         "seconds": 1.5,

@@ -40,15 +40,49 @@ PLANTS = {  # in the house's copy: who begins a unit writes it down, and one sub
     ),
 }
 
+TIMED = 3  # submissions that need a GPU, in a house whose kernel is their paper
+GPU = ("--resources", "GPU=1")
+SPY = """
+
+class Spy(Grader):
+    def send(self, unit, text):
+        self.log("begins", unit.submission)
+        super().send(unit, text)
+
+    def receive(self):
+        found = super().receive()
+        if "submission" in found:
+            self.log("ends", found["submission"])
+        return found
+
+    def log(self, what, submission):
+        import distributed
+
+        try:
+            offers = "GPU" in distributed.get_worker().state.total_resources
+        except ValueError:
+            offers = False
+        with open(layout.HOME / "spied", "a") as log:
+            print(what, submission, offers, os.getpid(), file=log)
+
+
+Grader = Spy
+"""
+
+
+def plant(cohort: Any, name: str, line: str, other: str) -> None:
+    """Replace a line in the house's copy of the kit."""
+    path = cohort.house.home / "paperlings" / f"{name}.py"
+    text = path.read_text()
+    assert text.count(line) == 1
+    path.write_text(text.replace(line, other))
+
 
 @pytest.fixture
 def cohort(cohort: Any) -> Any:
     """Some submissions, of which every other is right."""
     for name, (line, addition) in PLANTS.items():
-        path = cohort.house.home / "paperlings" / "cohort" / f"{name}.py"
-        text = path.read_text()
-        assert text.count(line) == 1
-        path.write_text(text.replace(line, line + addition))
+        plant(cohort, f"cohort/{name}", line, line + addition)
     right = cohort.house.solution()
     for i in range(COUNT):
         cohort.hand_in(f"s{i}", right if i % 2 else right.replace("-torch.xlogy", "torch.xlogy"))
@@ -104,6 +138,33 @@ def is_right(cohort: Any) -> bool:
     }
 
 
+@pytest.fixture
+def timed(cohort: Any) -> Any:
+    """Some more submissions, which need a GPU where claims are asked for."""
+    for i in range(TIMED):
+        cohort.hand_in(f"gpu{i}", cohort.house.solution())
+    kernel = "layout.is_kernel(self.paper)"
+    plant(cohort, "cohort/units", kernel, 'self.submission.startswith("gpu")')
+    last = "    main(int(sys.argv[1]), sys.argv[2:])\n"
+    plant(cohort, "cohort/grader", last, last + SPY)
+    return cohort
+
+
+def spied(cohort: Any) -> list[tuple[str, str, bool, str]]:
+    """What began and ended, whether where a GPU is offered, and in which process."""
+    log = cohort.house.home / "spied"
+    lines = log.read_text().splitlines() if log.exists() else []
+    return [(a, b, offers == "True", d) for a, b, offers, d in map(str.split, lines)]
+
+
+def are_timed(cohort: Any) -> bool:
+    """Whether every submission has been graded, those that need a GPU too."""
+    tasks, timed = cohort.tasks(), {f"gpu{i}" for i in range(TIMED)}
+    return tasks.keys() == timed | {f"s{i}" for i in range(COUNT)} and all(
+        set(tasks[name].values()) == {"passed"} for name in timed
+    )
+
+
 class Machines:
     """A scheduler and a worker, which start in the house as often as they are asked to."""
 
@@ -118,8 +179,12 @@ class Machines:
     def start(self, *worker: str) -> psutil.Process:
         """Start both; returns the scheduler."""
         scheduler = self._run("dask_scheduler", "--host", "127.0.0.1", "--port", self.port)
-        self._run("dask_worker", self.address, *worker)
+        self.work(*worker)
         return scheduler
+
+    def work(self, *worker: str) -> psutil.Process:
+        """Start a worker."""
+        return self._run("dask_worker", self.address, *worker)
 
     def _run(self, name: str, *arguments: str) -> psutil.Process:
         process = psutil.Popen(
@@ -197,3 +262,67 @@ def test_who_kills_a_worker_kills_no_other(cohort, machines) -> None:
     assert (poison["outcome"], poison["points"], poison["attempts"]) == ("infra_error", None, 3)
     assert is_right(cohort)
     assert sorted(result["attempts"] for result in results.values()) == [1] * (COUNT - 1) + [2]
+
+
+@pytest.mark.parametrize("engine", [(), ("--engine", "dask")], ids=["local", "dask"])
+def test_a_gpu_of_this_machine_is_used_last_and_alone(timed, engine: tuple[str, ...]) -> None:
+    """Whoever runs beside a unit that needs it would disturb its clock."""
+    plant(timed, "lanes/__init__", "    return _why_no_gpu()\n", '    return ""\n')
+    timed.run("--claims", "--workers", "2", *engine)
+    assert are_timed(timed)
+    last = [(what, name) for what, name, *_ in spied(timed)][-2 * TIMED :]
+    assert last == [(what, f"gpu{i}") for i in range(TIMED) for what in ("begins", "ends")]
+
+
+def test_without_a_gpu_nobody_waits_for_one(timed) -> None:
+    """Workers of our own grade what needs one too, as any machine without does."""
+    timed.run("--claims", "--workers", "2", "--engine", "dask")
+    assert are_timed(timed)
+    first = [name for what, name, *_ in spied(timed) if what == "begins"]
+    assert {name for name in first[:3] if name.startswith("gpu")}
+
+
+def test_units_that_need_a_gpu_are_graded_where_one_is_offered(timed, machines) -> None:
+    """One at a time, and nowhere else, though its worker is killed and another takes its place;
+    all others are graded anywhere.
+    """
+    machines.start("--nthreads", "1")
+    worker = machines.work("--nthreads", "2", *GPU)
+    running = timed.start("--claims", "--engine", "dask", "--scheduler", machines.address)
+    until(lambda: ("ends", True) in {(what, offers) for what, _, offers, _ in spied(timed)})
+    for process in (worker, *worker.children(recursive=True)):
+        process.kill()
+    machines.work("--nthreads", "2", *GPU)
+    assert running.wait(PATIENCE) == 0
+    assert are_timed(timed)
+    seen = spied(timed)
+    under_way: set[tuple[str, str]] = set()
+    for what, name, offers, process in seen:
+        if name.startswith("gpu"):
+            assert offers
+            (under_way.add if what == "begins" else under_way.discard)((process, name))
+            assert len({unit for unit in under_way if unit[0] == process}) <= 1
+    others = {offers for _, name, offers, _ in seen if name.startswith("s")}
+    assert others == {True, False}
+    ends = Counter(name for what, name, *_ in seen if what == "ends")
+    assert set(ends.values()) == {1}
+    assert len(seen) - 2 * ends.total() <= 2
+
+
+def test_without_a_worker_that_offers_a_gpu_all_others_are_graded(timed, machines) -> None:
+    """It is said how to start one; when one is there, the rest is graded."""
+    plant(timed, "cohort/cluster", "START = 30.0", "START = 10.0")
+    machines.start("--nthreads", "2")
+    command = timed.command("--claims", "--engine", "dask", "--scheduler", machines.address)
+    done = timed.house.run(*command)
+    assert done.returncode == 3
+    said = " ".join(done.stderr.split())
+    assert f"no worker offers a GPU, which {TIMED} units of kernels need" in said
+    assert f'dask worker {machines.address} --nthreads 1 --resources "GPU=1"' in said
+    assert "Traceback" not in said
+    assert is_right(timed)
+    machines.work("--nthreads", "1", *GPU)
+    assert timed.house.run(*command).returncode == 0
+    assert are_timed(timed)
+    assert {name for _, name, offers, _ in spied(timed) if offers} == {"gpu0", "gpu1", "gpu2"}
+    assert set(begun(timed).values()) == {1}

@@ -18,6 +18,8 @@ import jsonschema
 import pytest
 import referencing
 
+from paperlings import UsageError, lanes, layout
+from paperlings.cohort import command, grader, intake, units
 from paperlings.sealed import sandbox
 
 HOME = Path(__file__).resolve().parents[3]
@@ -131,7 +133,7 @@ def test_what_judges_is_part_of_a_result(cohort) -> None:
         home / "paperlings/words.py",
     ]
     listed = cohort.run("--list").split()
-    assert listed == [str(cohort.submissions / "alice"), PAPER, "--name=alice"]
+    assert listed == ["--name=alice", str(cohort.submissions / "alice"), PAPER]
     cohort.run()
     assert cohort.run("--list") == ""
     assert cohort.run("--list", "--claims")
@@ -177,8 +179,9 @@ def test_a_judge_that_dies_is_no_score(cohort) -> None:
     for name in ("alice", "poison"):
         cohort.hand_in(name, cohort.house.solution() + f"\nNAME = {name!r}\n")
     place, mended = cohort.house.home / "paperlings" / "fixtures.py", cohort.house.home / "mended"
-    trap = f"    if module.NAME == 'poison' and not Path({str(mended)!r}).exists():\n"
-    trap += "        __import__('os')._exit(1)\n    try:\n        yield"
+    trap = "    import os\n\n    if module.NAME == 'poison' "
+    trap += f"and not os.path.exists({str(mended)!r}):\n"
+    trap += "        os._exit(1)\n    try:\n        yield"
     place.write_text(place.read_text().replace("    try:\n        yield", trap, 1))
     done = cohort.house.run(*cohort.command())
     assert done.returncode == 3
@@ -300,16 +303,18 @@ def test_seeds_differ_by_submission_and_by_secret(cohort) -> None:
     assert cohort.run("--list") == first, "what another secret asks was not graded yet"
 
 
-def test_units_can_be_graded_elsewhere(cohort) -> None:
+@pytest.mark.parametrize("more", [(), ("--claims",)])
+def test_units_can_be_graded_elsewhere(cohort, more: tuple[str, ...]) -> None:
     """`--list` prints the arguments of `unit`, with which a batch system grades one at a time; the
-    cohort then finds everything done.
+    cohort then finds everything done. A line ends in its paper: those of kernels can be told apart.
     """
     cohort.hand_in("alice smith", cohort.house.solution())
-    line = cohort.house.run(*cohort.command("--list")).stdout.strip()
+    line = cohort.house.run(*cohort.command("--list", *more)).stdout.strip()
+    assert line.endswith(f" {PAPER}")
     code, said = cohort.house.says("unit", "--out", str(cohort.out), *shlex.split(line))
     assert code == 0
     assert "graded, 2 of 2 tasks pass" in said
-    assert "1 were graded before" in cohort.run()
+    assert "1 were graded before" in cohort.run(*more)
 
 
 def test_a_second_cohort_waits_for_nobody(cohort) -> None:
@@ -343,13 +348,50 @@ def test_wrong_arguments_are_said_in_one_line(cohort, arguments: list[str], says
     assert "Traceback" not in done.stderr
 
 
-def test_kernels_are_not_graded_sealed() -> None:
-    """They run in the judge's process; to say so is better than to run a stranger's code there."""
-    from paperlings import UsageError
-    from paperlings.cohort import command
+def test_kernels_are_graded_where_somebody_has_one(tmp_path: Path) -> None:
+    """As any paper is; the kit's own, in a clone, is no answer."""
+    names = {"exercises/kernels/flash_attention.py", "exercises/alignment/dpo.py"}
+    for name in (*names, "kernels/newton_schulz.py", "kernels/flash_attention.py"):
+        path = tmp_path / "clone" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    handed_in = intake.submissions(tmp_path)
+    found = command._papers([], handed_in)
+    assert {f"exercises/{key}.py" for key in found} == names
+    kernels = {key for key in layout.written() if layout.is_kernel(key)}
+    assert {*command._papers(["kernels"], handed_in)} == kernels
+    with pytest.raises(UsageError, match="no submission holds an answer"):
+        command._papers([], [])
 
-    with pytest.raises(UsageError, match="cannot be graded sealed"):
-        command._papers(["kernels/newton_schulz"], [])
+
+def test_a_gate_needs_a_gpu(tmp_path: Path) -> None:
+    """A kernel does where claims are asked for, and nothing else does; its compiler is part of what
+    its verdict depends on.
+    """
+    submission = intake.Submission("ada", tmp_path)
+    made = {
+        (key, claims): units.unit(submission, key, "", b"secret", claims)
+        for key in ("alignment/dpo", "kernels/newton_schulz")
+        for claims in (False, True)
+    }
+    assert [what for what, unit in made.items() if unit.needs_gpu] == [
+        ("kernels/newton_schulz", True)
+    ]
+    locks = {key: unit.hashes["lock"] for (key, _), unit in made.items()}
+    assert len(set(locks.values())) == 2
+
+
+def test_without_a_compiler_a_kernel_is_no_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of its tasks would be unverified, which is none of the student's doing."""
+    serving, said = object.__new__(grader._Serving), []
+    monkeypatch.setattr(serving, "_answer", lambda *answer: said.append(answer), raising=False)
+    monkeypatch.setattr(lanes, "why_not_compiled", lambda: "triton is not installed")
+    submission = intake.Submission("ada", tmp_path)
+    unit = units.unit(submission, "kernels/newton_schulz", "", b"secret", claims=False)
+    serving._begin(unit, "", tmp_path)
+    assert said == [(unit, "infra_error", "kernels cannot be judged here: triton is not installed")]
 
 
 def test_a_broken_kit_is_said_once(cohort) -> None:

@@ -19,7 +19,7 @@ from paperlings import UsageError
 from paperlings.cohort import intake
 from paperlings.cohort.intake import Refused, Submission
 
-KEY = "alignment/dpo"
+KEY, KERNEL = "alignment/dpo", "kernels/newton_schulz"
 TEXT = "answer = 42\n"
 
 Writer = Callable[[Path, dict[str, bytes]], Path]
@@ -88,6 +88,30 @@ def test_a_whole_repository_is_graded_by_its_exercises(write: Writer, tmp_path: 
     (tmp_path / "only").mkdir()
     del files[f"repo/exercises/{KEY}.py"]
     assert taken(write(tmp_path / "only", files)) == f"refused: it has no {KEY}.py"
+
+
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize("top", ["", "repo/"])
+def test_the_kits_own_kernel_is_nobodys_answer(write: Writer, top: str, tmp_path: Path) -> None:
+    """Beside exercises/ it is the kit's, even where theirs is missing; by itself, it is theirs."""
+    own, theirs = f"{top}{KERNEL}.py", f"{top}exercises/{KERNEL}.py"
+    other = f"{top}exercises/{KEY}.py"
+    for i, (roots, text) in enumerate(
+        [
+            ((own, theirs, other), theirs),
+            ((theirs, other), theirs),
+            ((own, other), f"refused: it has no exercises/{KERNEL}.py; {KERNEL}.py is the kit's"),
+            ((own,), own),
+            ((own, f"{top}{KEY}.py"), own),
+        ]
+    ):
+        (tmp_path / str(i)).mkdir()
+        path = write(tmp_path / str(i), {name: name.encode() for name in roots})
+        assert taken(path, KERNEL) == text
+        if other in roots:
+            assert taken(path) == other
+        if not top:
+            assert [s.path for s in intake.submissions(path)] == [path]
 
 
 @pytest.mark.parametrize("write", WRITERS)
@@ -227,6 +251,18 @@ def test_one_file_is_the_answer_that_its_name_says(tmp_path: Path) -> None:
     assert both[KEY] == TEXT
     assert isinstance(both["diffusion/ddpm"], Refused)
     assert taken(tmp_path / "alice.py") == TEXT
+
+
+def test_a_file_of_a_kernel_may_be_called_as_its_papers(tmp_path: Path) -> None:
+    """Its folder says which it is; by itself it is the paper's, unless only the kernel is asked."""
+    both = ["systems/flash_attention", "kernels/flash_attention"]
+    for folder, theirs in (("kernels", both[1]), ("ada", both[0])):
+        path = tmp_path / folder / "flash_attention.py"
+        path.parent.mkdir()
+        path.write_text(TEXT)
+        found = intake.take(Submission("s", path), both)
+        assert [key for key in both if found[key] == TEXT] == [theirs]
+        assert taken(path, both[1]) == TEXT
 
 
 @given(data=st.data())

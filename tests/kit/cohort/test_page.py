@@ -12,7 +12,8 @@ from paperlings import expected, loading, stubs
 from paperlings.cohort import exports, page
 
 made = loading.load(Path(__file__).with_name("made.py"), "cohort.made")
-unit, DPO, LORA = made.unit, made.DPO, made.LORA
+unit, DPO, LORA, KERNEL = made.unit, made.DPO, made.LORA, made.KERNEL
+GATE = "test_newton_schulz_beats_a_loop_of_products"
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>\x00\ud800{{ 7*7 }}"
 
 
@@ -155,6 +156,23 @@ def test_feedback_is_one_students_own(tmp_path: Path) -> None:
     for found in (ada, bob):
         assert not re.search("somewhere of the grader|/srv", found.words)
     assert "bob" not in ada.words
+
+
+def test_a_kernel_shows_its_lanes(tmp_path: Path) -> None:
+    """A lane that could not be verified takes no point, and the student reads which, and why."""
+    results = [unit("ada", KERNEL, unverified=[GATE]), unit("bob", KERNEL, failing=[GATE])]
+    for result in results:
+        made.is_valid(result)
+        assert result["points"] == result["max_points"] == 4
+    shown = cohort(tmp_path, results)
+    assert "interpreter 100 % compiled 100 % gate 0 %" in shown.words
+    assert "claim:" not in shown.words
+    ada, bob = (Page(tmp_path / "submissions" / n / "feedback.html") for n in ("ada", "bob"))
+    assert "4 of 4 tasks pass" in ada.words
+    assert "passed interpreter passed compiled unverified gate" in ada.words
+    assert f"This is no failure. {KERNEL}, gate: no NVIDIA GPU" in ada.words
+    assert "failed gate" in bob.words
+    assert "Not verified" not in bob.words
 
 
 def test_a_page_is_there_from_the_first_result_on(tmp_path: Path) -> None:
