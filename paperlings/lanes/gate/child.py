@@ -1,23 +1,32 @@
-"""The process that measures one kernel: `python -m paperlings.lanes.gate.child JOB JOURNAL`.
+"""The process that measures one kernel: `python -m paperlings.lanes.gate.child HANDLE`.
 
-It has triton's compiler, not its interpreter, and one device to itself. What it finds it writes to
-the journal at once, a line an event, so that whoever started it knows how far it came.
+It has triton's compiler, not its interpreter, and one device to itself. The handle is a socket, on
+which it is told its job, and says what it finds at once, a line an event, so that whoever started
+it knows how far it came.
+
+It needs nothing of the house but the package: what it measures against comes with the job, as text,
+and is loaded before the candidate is. Yet the two share one memory. Whoever goes through it finds
+the seed, the contests, the kit's compiled functions and the socket, and can hand in the kit's
+kernel as his own, with the right values and its real speed, or say himself what is found.
+`watch` and `guard` look for the ways that are known; no more is promised, sealed or not.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import linecache
 import random
+import socket
 import sys
 import tomllib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from paperlings import layout, loading
+from paperlings.sealed import sandbox, workshop
 
 LEARNER = 0.85  # of the speed of the kit's own kernel is enough
 LOADS = "Can the file be imported on a machine with a GPU?"
@@ -28,7 +37,8 @@ class Job:
     """What to measure, and how long that may take.
 
     root: what is measured lies under it.  rules: of `protocol.Rules`, where they are not the usual
-    ones.
+    ones.  contests: the text of the file of them.  kit: that of the kit's own kernel; "" where it
+    is what is measured, and `bars` are what it must reach.
     """
 
     key: str
@@ -37,9 +47,17 @@ class Job:
     seconds: float
     seed: int
     rules: dict[str, float]
+    contests: str = ""
+    kit: str = ""
+    bars: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    def write(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+    def provided(self) -> Job:
+        """With what the house has of the kernel. Raises OSError, ValueError."""
+        job = replace(self, contests=contests_file(self.key).read_text(encoding="utf-8"))
+        if Path(self.root) == layout.SOLUTIONS:
+            return replace(job, bars=bars_of(self.key))
+        kit = layout.source(layout.SOLUTIONS, self.key)
+        return replace(job, kit=kit.read_text(encoding="utf-8"))
 
 
 def contests_file(key: str) -> Path:
@@ -84,9 +102,12 @@ def measure(job: Job, say: Callable[..., None]) -> None:
         device = devices.Processor()
         torch.set_num_threads(1)
     root = Path(job.root)
-    kit = None if root == layout.SOLUTIONS else loading.load_candidate(layout.SOLUTIONS, job.key)
-    contests = loading.load(contests_file(job.key), "contests." + job.key).CONTESTS
-    bars = {c.name: {KIT: LEARNER} for c in contests} if kit else bars_of(job.key)
+    kits = layout.source(layout.SOLUTIONS, job.key)
+    name = "candidate." + job.key.replace("/", ".")  # which the candidate takes over
+    kit = loading.load(kits, name, job.kit) if job.kit else None
+    linecache.clearcache()  # which the kit's text would be handed out by
+    contests = loading.load(contests_file(job.key), "contests." + job.key, job.contests).CONTESTS
+    bars = {c.name: {KIT: LEARNER} for c in contests} if kit else job.bars
     say(machine=device.machine(), contests=[[c.name, c.task] for c in contests])
     if unknown := sorted(bars.keys() - {c.name for c in contests}):
         raise ValueError(f"{layout.shown(layout.knowledge(job.key))}: no contest {unknown[0]!r}")
@@ -106,7 +127,6 @@ def measure(job: Job, say: Callable[..., None]) -> None:
             return
         say(inside=False)
         for i, contest in enumerate(contests):
-            say(contest=contest.name)
             candidate = Candidate(
                 contest, _task(module, contest.task), device, guard, lambda now: say(inside=now)
             )
@@ -129,12 +149,14 @@ def _task(module: ModuleType, name: str) -> Callable[..., Any]:
 
 
 def main() -> None:
-    job = Job(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
-    handle = os.open(sys.argv[2], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    del sys.argv[1:]
+    end = socket.socket(fileno=int(sys.argv.pop()))
+    if sandbox.is_contained():
+        workshop.enter()
+    with end.makefile(encoding="utf-8") as told:
+        job = Job(**json.load(told))
 
     def say(**event: Any) -> None:
-        os.write(handle, (json.dumps(event) + "\n").encode())
+        end.sendall((json.dumps(event) + "\n").encode())
 
     measure(job, say)
     say(end=True)

@@ -56,6 +56,8 @@ class Guard:
 
     def check(self) -> None:
         """Raise Mismatch if the judge, or what it relies on, is not what it was."""
+        if self.watch.asked:
+            raise Mismatch(HONEST, f"the candidate {self.watch.asked[0]}")
         if self.watch.opened:
             raise Mismatch(HONEST, f"the candidate opens {self.watch.opened[0]}")
         if self.watch.started:

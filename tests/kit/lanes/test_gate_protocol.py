@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
 import time
@@ -249,6 +250,14 @@ def opening_a_stream(work: Work) -> Task:
     return double
 
 
+def searching_the_judge(work: Work) -> Task:
+    def double(x: Tensor) -> Tensor:
+        work(5e-4)
+        return next((o for o in gc.get_objects() if callable(o)), x) and 2 * x + 1  # type: ignore
+
+    return double
+
+
 def leaving_a_thread(work: Work) -> Task:
     def double(x: Tensor) -> Tensor:
         threading.Thread(target=time.sleep, args=(0.2,), daemon=True).start()
@@ -374,6 +383,7 @@ CHEATS = {
     patching_the_clock: "replaced what measures it: time.perf_counter",
     patching_the_events: "elapsed_time",
     opening_a_stream: "opens a CUDA stream",
+    searching_the_judge: "goes through all objects",
     leaving_a_thread: "starts a thread",
     slowing_the_others: "changed a setting of torch: the precision of float32 products",
     cached_by_address: "shares memory",
