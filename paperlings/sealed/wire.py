@@ -202,8 +202,11 @@ class _Shape:
         if self.dtype is torch.bool:  # a byte that is neither 0 nor 1 would be no bool
             flat = torch.frombuffer(body, dtype=torch.uint8, count=count, offset=place) != 0
         else:
-            part = body[place : place + count * self.dtype.itemsize]  # a copy, and aligned
-            flat = torch.frombuffer(part, dtype=self.dtype, count=count)
+            size = count * self.dtype.itemsize
+            raw = torch.frombuffer(body, dtype=torch.uint8, count=size, offset=place)
+            flat = raw.clone().view(
+                self.dtype
+            )  # aligned as torch's own are, on which traffic depends
         value = flat.view(sent)
         if not self.strides:
             return value
