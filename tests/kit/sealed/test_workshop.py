@@ -103,14 +103,16 @@ for attempt in (lambda: open("/desk/x.py", "w"), lambda: os.replace("/desk/x.py"
 @needs
 def test_tmp_is_its_own_and_bounded(handed_in: Path) -> None:
     """Nobody else's files are in it, and nobody else's disk is filled from it."""
-    code = """
-print(os.listdir("/tmp"))
+    other = handed_in.with_name("other")
+    other.write_text("of somebody else")
+    code = f"""
+print(os.path.exists({str(other)!r}))
 try:
     open("/tmp/full", "wb").write(bytes(1 << 25))
 except OSError as error:
     print(error.strerror)
 """
-    assert inside(handed_in, code) == "[]\nNo space left on device"
+    assert inside(handed_in, code) == "False\nNo space left on device"
 
 
 @needs
