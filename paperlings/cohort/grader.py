@@ -138,6 +138,7 @@ class _Serving:
         os.set_blocking(0, False)
         self._write({"ready": True})
         folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-"))
+        folder.chmod(0o711)  # who reads machine code is another user, with a folder inside
         tempfile.tempdir = str(folder)
         try:
             while True:
@@ -175,6 +176,7 @@ class _Serving:
             self._answer(unit, INFRA_ERROR, f"{type(error).__name__}: {error}")
             return
         root = folder / unit.key
+        root.mkdir(mode=0o700, exist_ok=True)
         files.write(layout.source(root, unit.paper), text)
         job = runner.Job(
             unit.paper,

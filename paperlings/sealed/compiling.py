@@ -156,7 +156,7 @@ class _Assembler:
 
 def _apart(work: Callable[[], Answer]) -> Answer:
     """What `work` answers in a locked process, which ends with everything that it has started."""
-    with tempfile.TemporaryDirectory(prefix="paperlings-") as folder:
+    with tempfile.TemporaryDirectory(prefix="paperlings-", dir=_place()) as folder:
         os.chmod(folder, 0o777)  # for a user of its own
         ours, theirs = os.pipe()
         child = os.fork()
@@ -177,6 +177,15 @@ def _apart(work: Callable[[], Answer]) -> Answer:
     except ValueError:
         raise KitFault("the process that reads machine code has failed") from None
     return found
+
+
+def _place() -> str:
+    """A folder for temporary files that others than root may enter. Raises KitFault."""
+    for place in (tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"):
+        folders = (Path(place), *Path(place).parents)
+        if all(folder.exists() and folder.stat().st_mode & 0o001 for folder in folders):
+            return place
+    raise KitFault("there is no folder for temporary files that others than root may enter")
 
 
 def _work(work: Callable[[], Answer], folder: str, answers: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -187,13 +188,21 @@ def escapes(folder: str) -> dict[str, list[str]]:
 
 def test_whoever_reads_machine_code_can_do_nothing_else() -> None:
     """It was made by a stranger's compiler, and a program that reads it may have faults."""
-    import tempfile
-
     from paperlings.sealed import compiling
 
     if not sandbox.landlock_version():
         pytest.skip("this kernel has no Landlock")
     assert compiling._apart(lambda: escapes(tempfile.gettempdir())) == {"found": []}
+
+
+@pytest.mark.usefixtures("alone")
+def test_where_temporary_files_are_private_it_finds_another_place(monkeypatch, tmp_path) -> None:
+    """Its user is another one, who may not enter everywhere."""
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    monkeypatch.setattr(tempfile, "tempdir", str(private))
+    assert sealed(FAULTS, "chatty", (TILE,), targets=(90,))[0].kernel == "_square"
+    assert not list(private.iterdir())
 
 
 def test_a_reader_that_fails_is_the_kits_fault() -> None:
