@@ -47,8 +47,9 @@ QUESTIONS = {
     "is unrolled, or large blocks for few warps?",
     "died": "Which call ends the whole process?",
 }
-# the modules that its answers come from
-CHILD = ("compile_child", "recorder", "cubin", "toolless")
+# the modules that answers come from
+SOURCES = [f"lanes/{name}.py" for name in ("compile_child", "recorder", "cubin", "toolless")]
+SOURCES += ["sealed/compiling.py", "sealed/sandbox.py"]
 TRANSIENT = {"stuck", "died", "fault", "unreadable"}  # might end in another way the next time
 
 
@@ -194,7 +195,7 @@ def _ask(request: dict[str, Any]) -> dict[str, Any]:
 def _key(request: dict[str, Any]) -> str:
     """Changes with whatever the answer depends on; the path of the file is not of that."""
     asked = {name: value for name, value in request.items() if name != "path"}
-    kit = [Path(__file__).with_name(f"{name}.py").read_text() for name in CHILD]
+    kit = [(layout.HOME / "paperlings" / source).read_text() for source in SOURCES]
     tools = [sys.version, importlib.metadata.version("triton"), torch.__version__]
     return hashlib.sha256(json.dumps([asked, kit, tools]).encode()).hexdigest()
 
