@@ -205,6 +205,19 @@ def test_where_temporary_files_are_private_it_finds_another_place(monkeypatch, t
     assert not list(private.iterdir())
 
 
+@pytest.mark.usefixtures("alone")
+def test_an_assembler_that_assembles_nothing_is_the_kits_fault(monkeypatch) -> None:
+    """A submission is not told that its code does not compile where no code would."""
+    from paperlings.lanes import recorder
+    from paperlings.sealed import compiling
+
+    monkeypatch.setattr(compiling, "NOTHING", "what it cannot assemble either")
+    assembler = compiling._Assembler(cubin.CHIPS[90], recorder.tools())
+    with pytest.raises(KitFault, match="reads machine code"):
+        assembler.assemble(torch.tensor(list(b"no PTX"), dtype=torch.uint8), True)
+    assert isinstance(assembler.failed, KitFault)
+
+
 def test_a_reader_that_fails_is_the_kits_fault() -> None:
     """Never the submission's."""
     from paperlings.sealed import compiling
@@ -219,7 +232,8 @@ def test_what_is_no_ptx_is_refused_in_words(text) -> None:
     from paperlings.lanes import recorder
     from paperlings.sealed import compiling
 
-    assembler = compiling._Assembler(cubin.CHIPS[90], recorder.tools())
-    found = assembler.assemble(torch.tensor(list(text.encode()), dtype=torch.uint8), True)
-    assert "ptxas" in found
-    assert not assembler.counts
+    for chip in cubin.CHIPS.values():
+        assembler = compiling._Assembler(chip, recorder.tools())
+        found = assembler.assemble(torch.tensor(list(text.encode()), dtype=torch.uint8), True)
+        assert "ptxas" in found
+        assert not assembler.counts
